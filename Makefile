@@ -1,0 +1,32 @@
+# `make demo` and `make test` set up a virtual environment by themselves; both are quick when it is already there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test lint bench acceptance clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,onnx]'
+	touch $@
+
+demo: setup
+	$(BIN)/nearfar demo
+
+test: setup
+	$(BIN)/python -m pytest -m 'not acceptance'
+
+acceptance: setup
+	$(BIN)/python -m pytest -m acceptance -s
+
+bench: setup
+	$(BIN)/python -m pytest tests/benchmarks -s
+
+lint: setup
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,151 @@
+"""The run configuration: every setting, its default and its bounds live here and nowhere else."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+
+
+class Section(BaseModel):
+    """Frozen, refuses unknown keys and values of the wrong type."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class Part(BaseModel):
+    """A pluggable part, `{name, **options}`; the options are checked against the function that `name` stands for."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Augment(Section):
+    """Random changes of a training image, each drawn from (seed, epoch, uid, record's row, view)."""
+
+    crop: tuple[Fraction, Fraction] | None = Field(None, description="area range of the random crop, as a share of the image")
+    aspect: Annotated[float, Field(ge=1.0, le=4.0)] = Field(4 / 3, description="largest aspect ratio of the crop")
+    flip: Fraction = Field(0.0, description="probability of a horizontal flip")
+    rotate: Annotated[float, Field(ge=0.0, le=180.0)] = Field(0.0, description="largest rotation, degrees")
+    scale: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="zoom by up to 1 +- scale")
+    shift: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="largest shift, as a share of the side")
+    color: Fraction = Field(0.0, description="strength of brightness, contrast and saturation jitter")
+    hue: Annotated[float, Field(ge=0.0, le=0.5)] = Field(0.0, description="largest turn of the hue circle")
+    grayscale: Fraction = Field(0.0, description="probability of dropping colour")
+    erase: Fraction = Field(0.0, description="probability of erasing a rectangle")
+
+    @field_validator("crop")
+    @classmethod
+    def _ordered(cls, crop: tuple[float, float] | None) -> tuple[float, float] | None:
+        if crop is not None and not 0.0 < crop[0] <= crop[1]:
+            raise ValueError(f"crop is [smallest, largest] share of the image's area, both above 0; got {list(crop)}")
+        return crop
+
+
+class Data(Section):
+    """Where images come from and how a batch is made of them."""
+
+    train: Annotated[str, Field(min_length=1)]
+    eval: str | None = None
+    image_size: Annotated[int, Field(ge=8, le=2048)] = 224
+    batch: Annotated[int, Field(ge=2)] = Field(256, description="records a step over all workers; images for labelled data")
+    per_class: Annotated[int, Field(ge=2)] | None = Field(None, description="K of balanced P x K batches, for labelled data")
+    tail: Literal["pad", "drop"] = Field("pad", description="a class run's rest below K: masked duplicates, or left out")
+    threads: Annotated[int, Field(ge=1, le=256)] = 2
+    prefetch: Annotated[int, Field(ge=1, le=64)] = Field(4, description="batches read ahead")
+    augment: Augment = Augment()
+    lanes: Annotated[int, Field(ge=1, le=65536)] = 64
+    window: Annotated[int, Field(ge=1)] = Field(2048, description="samples (or K-row units) of a lane shuffled together")
+    max_bad_fraction: Fraction = Field(0.001, description="unreadable share of the samples seen, above which the run stops")
+    max_pixels: Annotated[int, Field(ge=1)] = Field(100_000_000, description="larger images are refused before decoding")
+
+
+class Optim(Section):
+    name: str = "adamw"
+    lr: Positive = 1e-3
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
+    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    final_lr: Fraction = Field(0.0, description="learning rate at the end, as a share of lr")
+    clip_norm: Positive | None = 1.0
+
+
+class Train(Section):
+    steps: Annotated[int, Field(ge=1)] | None = None
+    epochs: Positive | None = None
+    micro_batch: Annotated[int, Field(ge=1)] | None = Field(None, description="records encoded at once (gradient cache)")
+    reproducible: Literal[False] = Field(False, description="bit-equal curves at any world size; not available yet")
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    ema: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="decay of the averaged weights that are evaluated")
+    log_every: Annotated[int, Field(ge=1)] = 10
+    checkpoint_every: Annotated[int, Field(ge=1)] = 500
+    evaluate_every: Annotated[int, Field(ge=1)] = 500
+    keep: Annotated[int, Field(ge=1)] = Field(3, description="checkpoints kept")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Train:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of train.steps and train.epochs")
+        return self
+
+
+class Cluster(Section):
+    workers: Annotated[int, Field(ge=1)] = 2
+    gpus_per_worker: Annotated[float, Field(ge=0.0)] = 0
+    cpus_per_worker: Positive = 1
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    storage: str = "runs"
+    timeout_s: Positive = Field(300, description="no collective and no step may take longer")
+    start_timeout_s: Positive = Field(120, description="longest wait for the workers to start")
+
+
+class Promote(Section):
+    metric: str = "recall_at_1"
+    alias: str = "champion"
+
+
+class Tracking(Section):
+    uri: str | None = Field(None, description="MLflow server or database; default: mlflow.db in the storage folder")
+    experiment: str = "nearfar"
+    register_as: str | None = Field(None, alias="register", description="name in the model registry")
+    promote: Promote = Promote()
+    enabled: bool = True
+
+    model_config = ConfigDict(populate_by_name=True)
+
+
+class RunConfig(Section):
+    """Everything that decides what a run computes, and where it runs."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    data: Data
+    encoder: Part = Part(name="convnet")
+    loss: Part = Part(name="info_nce")
+    optim: Optim = Optim()
+    train: Train
+    cluster: Cluster = Cluster()
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _batch_arithmetic(self) -> RunConfig:
+        k, batch, world = self.data.per_class, self.data.batch, self.cluster.workers
+        units = batch if k is None else batch // k
+        if k is not None and batch % k:
+            raise ValueError(f"data.batch {batch} is not a multiple of data.per_class {k}; try {math.ceil(batch / k) * k}")
+        if k is not None and units < 2:
+            raise ValueError(f"data.batch {batch} holds one class of {k}: nothing to be a negative; use at least {2 * k}")
+        if world > units:
+            raise ValueError(f"cluster.workers {world} is more than the {units} units of a batch; lower it or raise data.batch")
+        if self.train.micro_batch is not None and k is not None and self.train.micro_batch % k:
+            raise ValueError(f"train.micro_batch {self.train.micro_batch} is not a multiple of data.per_class {k}")
+        return self

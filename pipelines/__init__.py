@@ -1,0 +1,1 @@
+"""Image files to batches: sources, packing, manifest, order, reading, decoding, augmenting, streaming."""

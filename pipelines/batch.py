@@ -1,0 +1,49 @@
+"""What travels from the loader to the trainer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+NUM_DRAWS = 32  # uniform random numbers that travel with every image, for augmentation on the device
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One rank's slice of a global batch: n images that belong to R records.
+
+    The integers say which rows may be compared: equal `group` = the same thing, equal `uid` = the same image,
+    `view` = 0 anchor, 1 positive, 2.. explicit negatives (P x K: 0 for a unit's first row, 1 for the rest),
+    `record` = 0..R-1 on this rank, `valid` = False for corrupt rows and padding.
+    """
+
+    images: Tensor  # [n, 3, H, W] uint8
+    group: Tensor  # [n] int64
+    uid: Tensor  # [n] int64
+    view: Tensor  # [n] int64
+    record: Tensor  # [n] int64
+    valid: Tensor  # [n] bool
+    draws: Tensor  # [n, NUM_DRAWS] float32 in [0, 1), a function of (seed, epoch, uid, record's row, view) only
+    sample: Tensor  # [R, 3] int64: (epoch, shard, row) of each record (of a unit's first row for P x K)
+    match: Tensor | None = None  # [R] int64 {0, 1}, labelled pairs
+    weight: Tensor | None = None  # [R] float32
+
+    @property
+    def num_images(self) -> int:
+        return self.images.shape[0]
+
+    @property
+    def num_records(self) -> int:
+        return self.sample.shape[0]
+
+    def to(self, device: torch.device) -> Batch:
+        """Copy to `device` without waiting for it when the tensors are pinned."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in moved.items() if v is not None})
+
+    def pin(self) -> Batch:
+        """Page-locked copies of all tensors, so that `to` overlaps with compute."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.pin_memory() for k, v in tensors.items() if v is not None})
