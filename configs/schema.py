@@ -56,6 +56,9 @@ class Data(Section):
     train: Annotated[str, Field(min_length=1)]
     eval: str | None = None
     image_size: Annotated[int, Field(ge=8, le=2048)] = 224
+    resize: Literal["crop", "pad", "squash"] = Field(
+        "crop", description="to a square: centre crop, white borders, or distortion"
+    )
     batch: Annotated[int, Field(ge=2)] = Field(256, description="records a step over all workers; images for labelled data")
     per_class: Annotated[int, Field(ge=2)] | None = Field(None, description="K of balanced P x K batches, for labelled data")
     tail: Literal["pad", "drop"] = Field("pad", description="a class run's rest below K: masked duplicates, or left out")
@@ -94,7 +97,7 @@ class Train(Section):
     @model_validator(mode="after")
     def _one_length(self) -> Train:
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give exactly one of train.steps and train.epochs")
+            raise ValueError("give exactly one of steps and epochs (set the other to null)")
         return self
 
 
@@ -149,3 +152,17 @@ class RunConfig(Section):
         if self.train.micro_batch is not None and k is not None and self.train.micro_batch % k:
             raise ValueError(f"train.micro_batch {self.train.micro_batch} is not a multiple of data.per_class {k}")
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide what a run computes; the others change where it runs and how fast."""
+        tree = self.model_dump(mode="json", include={"seed", "data", "encoder", "loss", "optim", "train"})
+        for section, names in _PACE.items():
+            for name in names:
+                del tree[section][name]
+        return tree
+
+
+_PACE = {
+    "data": ("train", "eval", "threads", "prefetch", "max_bad_fraction", "max_pixels"),
+    "train": ("micro_batch", "reproducible", "log_every", "checkpoint_every", "evaluate_every", "keep"),
+}

@@ -1,0 +1,55 @@
+"""What a rank knows of its place: in this process, in a local process group, or in a Ray Train worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from trainer import collectives
+
+
+@dataclass(frozen=True, slots=True)
+class RankContext:
+    """One rank of `world`; `local_rank` numbers the ranks of a machine."""
+
+    rank: int
+    world: int
+    local_rank: int
+    device: torch.device
+
+
+def single(*, gpu: bool) -> RankContext:
+    """The only rank, in this process, without a process group."""
+    return RankContext(0, 1, 0, device_of(0, gpu=gpu))
+
+
+def spawned(rank: int, world: int, store: Path, *, gpu: bool, timeout_s: float) -> RankContext:
+    """A rank of a local process group that meets at the file `store`."""
+    device = device_of(rank, gpu=gpu)
+    collectives.join(rank, world, store, device=device, timeout_s=timeout_s)
+    return RankContext(rank, world, rank, device)
+
+
+def ray_worker(*, gpu: bool) -> RankContext:
+    """A Ray Train worker, whose process group Ray has made."""
+    from ray import train
+
+    context = train.get_context()
+    local_rank = context.get_local_rank()
+    return RankContext(context.get_world_rank(), context.get_world_size(), local_rank, device_of(0, gpu=gpu))
+
+
+def device_of(index: int, *, gpu: bool) -> torch.device:
+    """GPU `index` among those this process sees, or the CPU.
+
+    Raises RuntimeError when a GPU is asked for and none can be used.
+    """
+    if not gpu:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise RuntimeError("cluster.gpus_per_worker is above 0, but torch sees no GPU here; set it to 0 or use another machine")
+    device = torch.device("cuda", index % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device

@@ -1,0 +1,134 @@
+"""The folder of a run: the one place where workers, driver and tools meet.
+
+config.yaml  metrics.jsonl  attempts.jsonl  quarantine.jsonl  checkpoints/  export/  report/  result.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.load import dump_config, parse_config
+from configs.schema import RunConfig
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """`path` is absolute: workers run in other directories."""
+
+    path: Path
+
+    @staticmethod
+    def of(config: RunConfig) -> RunFolder:
+        return RunFolder(Path(config.cluster.storage).expanduser().absolute() / config.name)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def attempts(self) -> Path:
+        return self.path / "attempts.jsonl"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.path / "quarantine.jsonl"
+
+    @property
+    def export(self) -> Path:
+        return self.path / "export"
+
+    def exists(self) -> bool:
+        return (self.path / "config.yaml").exists()
+
+    def claim(self, config: RunConfig, *, resume: bool) -> None:
+        """Make the folder with its config.
+
+        Raises ValueError when the name is taken and `resume` is false, or when the run there computes something else.
+        """
+        if self.exists() and not resume:
+            raise ValueError(f"run {config.name!r} exists in {self.path}; continue it with --resume, or choose another name")
+        if self.exists():
+            self._refuse_other(config)
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path / "config.yaml", dump_config(config))
+
+    def config(self) -> RunConfig:
+        import yaml
+
+        return parse_config(yaml.safe_load((self.path / "config.yaml").read_text()), where=str(self.path / "config.yaml"))
+
+    def result(self) -> dict[str, Any] | None:
+        file = self.path / "result.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        write_atomically(self.path / "result.json", json.dumps(result, indent=1))
+
+    def _refuse_other(self, config: RunConfig) -> None:
+        before, now = flat(self.config().identity()), flat(config.identity())
+        changed = [f"  {k}: {before.get(k)!r} -> {now.get(k)!r}" for k in {**before, **now} if before.get(k) != now.get(k)]
+        if changed:
+            raise ValueError(
+                f"run {config.name!r} cannot be resumed: these settings decide what it computes, and changed:\n"
+                + "\n".join(changed)
+            )
+
+
+class MetricsFile:
+    """Appends to metrics.jsonl: one object a step; a step that is there already is not written again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.last = -1
+        lines = list(read_lines(path))
+        if lines:
+            self.last = max(line["step"] for line in lines)
+        if path.exists() and not path.read_bytes().endswith(b"\n"):  # the last writer was killed in mid-line
+            whole = path.read_bytes().rpartition(b"\n")
+            write_atomically(path, (whole[0] + whole[1]).decode())
+
+    def append(self, step: int, values: Mapping[str, float]) -> None:
+        if step <= self.last:
+            return
+        append_line(self.path, {"step": step, "time": time.time(), **values})
+        self.last = step
+
+
+def append_line(path: Path, row: Mapping[str, Any]) -> None:
+    """One JSON object as one line, in one write."""
+    with path.open("ab", buffering=0) as file:
+        file.write((json.dumps(row) + "\n").encode())
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Whole lines of a JSONL file; nothing when it is not there, a cut last line is left out."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield json.loads(line)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings with dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found

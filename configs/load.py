@@ -1,0 +1,136 @@
+"""YAML and `--set a.b=c` to a RunConfig, with errors a person can act on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from configs.registry import suggest
+from configs.schema import RunConfig
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML which refuses a key given twice and reads 1e-3 as a number."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, (dict, list)):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return dict(super().construct_mapping(node, deep))
+
+
+def _number(loader: yaml.SafeLoader, node: Any) -> Any:
+    text = str(loader.construct_scalar(node))
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+# YAML 1.1 wants a dot in a float, so that "1e-3" would be a string.
+_Loader.add_implicit_resolver("!exponent", re.compile(r"^[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
+_Loader.add_constructor("!exponent", _number)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file, apply `key.path=value` overrides and validate.
+
+    Raises ValueError with one line per mistake; nothing else.
+    """
+    return parse_config(_read(Path(path)), overrides, where=str(path))
+
+
+def parse_config(settings: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "config") -> RunConfig:
+    """A RunConfig from a mapping, as `load_config` makes it from a file."""
+    tree: dict[str, Any] = dict(settings)
+    for override in overrides:
+        _set(tree, override)
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        lines = "\n".join(f"  {_explain(detail)}" for detail in error.errors())
+        raise ValueError(f"{where}:\n{lines}") from error
+
+
+def dump_config(config: RunConfig) -> str:
+    """The config as YAML, every default written out."""
+    return yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file in UTF-8") from error
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from error
+    tree = _yaml(text, str(path))
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: expected a mapping of settings, got {type(tree).__name__}")
+    return tree
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ValueError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ValueError(f"--set {override!r}: expected key.path=value, for instance train.steps=100")
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        inner = tree.get(parent)
+        if inner is not None and not isinstance(inner, dict):
+            raise ValueError(f"--set {override!r}: {parent!r} holds {inner!r}, not a section")
+        tree[parent] = dict(inner or {})  # a copy: the caller's mapping stays as it was
+        tree = tree[parent]
+    tree[last] = _yaml(text, f"--set {override!r}")
+
+
+def _explain(detail: Any) -> str:
+    path = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        key = str(detail["loc"][-1])
+        elsewhere = [f"{section}.{key}" for section in _fields(()) if key in _fields((section,))]
+        return f"{path}: unknown setting; {_did_you_mean(elsewhere) or suggest(key, _fields(detail['loc'][:-1]))}"
+    if detail["type"] == "missing":
+        return f"{path}: required, and not given"
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    if detail["type"] == "value_error":
+        return f"{path}: {message}" if path else message
+    return f"{path}: {message}, got {_shorten(detail['input'])}"
+
+
+def _did_you_mean(paths: Sequence[str]) -> str:
+    return f"did you mean {' or '.join(paths)}?" if paths else ""
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _fields(path: Sequence[Any]) -> list[str]:
+    """The settings of a section, none for a leaf."""
+    model: Any = RunConfig
+    for part in path:
+        annotation = model.model_fields[str(part)].annotation if str(part) in model.model_fields else None
+        sections = [o for o in (annotation, *get_args(annotation)) if isinstance(o, type) and issubclass(o, BaseModel)]
+        if not sections:
+            return [field.alias or name for name, field in model.model_fields.items()] if annotation is None else []
+        model = sections[0]
+    return [field.alias or name for name, field in model.model_fields.items()]

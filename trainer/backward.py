@@ -1,0 +1,87 @@
+"""One step's gradients: the whole batch at once, or piece by piece with the same result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.batch import Batch
+from trainer.objective import Objective, Stats
+
+
+def backward(
+    encoder: nn.Module,
+    objective: Objective,
+    images: Tensor,
+    batch: Batch,
+    *,
+    pieces: Sequence[int] | None = None,
+    autocast: torch.dtype | None = None,
+) -> tuple[Tensor, Stats]:
+    """Add the gradient of the global mean loss to the parameters; returns the loss and its statistics.
+
+    `images` [n, 3, H, W] float; `pieces`: row counts that sum to n, for the gradient cache (Gao et al. 2021): a pass
+    without graph gives all vectors, the objective their gradients, and a second pass back-propagates piece by piece.
+    Collective: every rank calls it, and each all-reduces the encoder's gradients once.
+    """
+    if pieces is None or len(pieces) == 1:
+        with _autocast(images, autocast):
+            vectors = encoder(images)
+        loss, stats = _apply(objective, vectors, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach(), stats
+    states: list[list[Tensor]] = []
+    parts = torch.split(images, list(pieces))
+    with torch.no_grad(), _autocast(images, autocast):
+        vectors = torch.cat([_forward(encoder, part, states) for part in parts])
+    vectors.requires_grad_()
+    loss, stats = _apply(objective, vectors, batch)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert vectors.grad is not None
+    for i, (part, grad) in enumerate(zip(parts, torch.split(vectors.grad, list(pieces)), strict=True)):
+        last = i == len(parts) - 1
+        with _no_sync(encoder) if not last else nullcontext():
+            _restore(images.device, states[i])
+            with _autocast(images, autocast):
+                again = encoder(part)
+            again.backward(grad)
+    return loss.detach(), stats
+
+
+def pieces_of(batch: Batch, micro_batch: int | None) -> list[int] | None:
+    """Row counts of pieces of at most `micro_batch` records; no record is split. Reads `batch` on the host."""
+    if micro_batch is None:
+        return None
+    return [int(n) for n in torch.unique_consecutive(batch.record // micro_batch, return_counts=True)[1].tolist()]
+
+
+def _apply(objective: Objective, vectors: Tensor, batch: Batch) -> tuple[Tensor, Stats]:
+    value, stats = objective(
+        vectors, batch.group, uid=batch.uid, view=batch.view, record=batch.record, match=batch.match, valid=batch.valid
+    )
+    return value, stats
+
+
+def _autocast(images: Tensor, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    return nullcontext() if dtype is None else torch.autocast(images.device.type, dtype=dtype)
+
+
+def _no_sync(encoder: nn.Module) -> AbstractContextManager[object]:
+    no_sync = getattr(encoder, "no_sync", None)  # DistributedDataParallel has it, a bare module needs none
+    return no_sync() if no_sync is not None else nullcontext()
+
+
+def _forward(encoder: nn.Module, part: Tensor, states: list[list[Tensor]]) -> Tensor:
+    states.append([torch.get_rng_state(), *([torch.cuda.get_rng_state(part.device)] if part.is_cuda else [])])
+    vectors: Tensor = encoder(part)
+    return vectors
+
+
+def _restore(device: torch.device, state: list[Tensor]) -> None:
+    """Dropout draws the same numbers in both passes."""
+    torch.set_rng_state(state[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[1], device)

@@ -1,0 +1,111 @@
+"""The training loop, top to bottom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from configs.schema import RunConfig
+from pipelines.batch import Batch
+from trainer import collectives
+from trainer.backward import backward, pieces_of
+from trainer.objective import Objective
+from trainer.optim import learning_rate
+from trainer.state import Training
+
+
+class Stream(Protocol):
+    """Endless batches; `position` counts what was handed out, `wait_s` the seconds that took."""
+
+    position: int
+    wait_s: float
+
+    def __next__(self) -> Batch: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What the loop needs from the world around it. All but `prepare` are reached by every rank at the same step."""
+
+    prepare: Callable[[Batch], Tensor]  # batch -> float images on the device, augmented
+    evaluate: Callable[[nn.Module], dict[str, float]] | None
+    log: Callable[[int, dict[str, float]], None]
+    save: Callable[[int, int], None]  # (step, position)
+    beat: Callable[[int], None]  # a sign of life, every step
+
+
+def fit(config: RunConfig, training: Training, stream: Stream, hooks: Hooks, *, start: int, steps: int) -> None:
+    """Train from step `start` (0: from the beginning) to `steps`. Collective: every rank calls it.
+
+    Raises RuntimeError when the loss or the gradient is no longer finite.
+    """
+    settings = config.train
+    encoder, objective = collectives.data_parallel(training.encoder), training.objective
+    assert isinstance(objective, Objective)
+    autocast = torch.bfloat16 if settings.precision == "bf16" else None
+    parameters = [p for group in training.optimizer.param_groups for p in group["params"]]
+    training.encoder.train()
+    if start == 0 and hooks.evaluate is not None:
+        hooks.log(0, hooks.evaluate(training.average.module))
+    meter = _Meter(stream, start)
+    for step in range(start + 1, steps + 1):
+        rate = learning_rate(config.optim, step, steps)
+        for group in training.optimizer.param_groups:
+            group["lr"] = rate
+        batch = next(stream)
+        images = hooks.prepare(batch)
+        batch_on_device = batch.to(images.device)
+        pieces = pieces_of(batch, settings.micro_batch)
+        loss, stats = backward(encoder, objective, images, batch_on_device, pieces=pieces, autocast=autocast)
+        norm = nn.utils.clip_grad_norm_(parameters, config.optim.clip_norm or float("inf"))
+        training.optimizer.step()
+        training.optimizer.zero_grad(set_to_none=True)
+        training.average.update(step)
+        hooks.beat(step)
+        due = [step % every == 0 or step == steps for every in (settings.log_every, settings.evaluate_every)]
+        keep = step % settings.checkpoint_every == 0 or step == steps
+        if due[0] or keep:
+            _refuse_nonfinite(step, loss, norm)  # the only place in a step that waits for the device
+        numbers: dict[str, float] = {}
+        if due[0]:
+            numbers = {"train/loss": float(loss), "train/lr": rate, "train/grad_norm": float(norm)}
+            numbers |= {f"train/{name}": float(value) for name, value in stats.items()}
+            numbers |= meter.read(step, batch.num_images * collectives.world())
+        if due[1] and hooks.evaluate is not None:
+            numbers |= hooks.evaluate(training.average.module)
+            meter.restart(step)
+        if numbers:
+            hooks.log(step, numbers)
+        if keep:
+            hooks.save(step, stream.position)
+
+
+def _refuse_nonfinite(step: int, loss: Tensor, norm: Tensor) -> None:
+    # Both are the same on every rank, so all ranks stop together.
+    if not (torch.isfinite(loss) and torch.isfinite(norm)):
+        raise RuntimeError(
+            f"step {step}: loss {float(loss)}, gradient norm {float(norm)}; "
+            "lower optim.lr, lengthen optim.warmup_steps or set optim.clip_norm"
+        )
+
+
+class _Meter:
+    """Speed between two readings."""
+
+    def __init__(self, stream: Stream, start: int) -> None:
+        self.stream = stream
+        self.restart(start)
+
+    def restart(self, step: int) -> None:
+        self.step, self.time, self.waited = step, time.perf_counter(), self.stream.wait_s
+
+    def read(self, step: int, images_per_step: int) -> dict[str, float]:
+        seconds = max(time.perf_counter() - self.time, 1e-9)
+        waited, steps = self.stream.wait_s - self.waited, step - self.step
+        self.restart(step)
+        return {"train/images_per_s": steps * images_per_step / seconds, "train/wait_share": waited / seconds}

@@ -1,0 +1,139 @@
+"""Checkpoints: written beside, checked, then renamed, so that what is there is whole.
+
+    checkpoints/step-00000200/  encoder.safetensors  average.safetensors  objective.safetensors  optimizer.pt  state.json
+
+`state.json` is written last and holds a checksum of every other file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from trainer.optim import Average
+
+VERSION = 1
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Everything a step changes, but for the stream's position."""
+
+    encoder: nn.Module
+    average: Average
+    objective: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def modules(self) -> dict[str, nn.Module]:
+        named = {"encoder": self.encoder, "objective": self.objective}
+        return named if self.average.decay == 0 else {**named, "average": self.average.module}
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What a checkpoint says of itself."""
+
+    path: Path
+    step: int
+    position: int
+    identity: Mapping[str, Any]  # the settings that decide what a run computes
+
+
+def save(folder: Path, training: Training, *, step: int, position: int, identity: Mapping[str, Any], keep: int) -> Path:
+    """Write `folder`/step-N and drop all but the newest `keep`. One rank calls it.
+
+    Raises RuntimeError when the disk is full; the checkpoints that were there stay.
+    """
+    final = folder / f"step-{step:08d}"
+    temporary = folder / f".{final.name}.{os.getpid()}"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name, module in training.modules().items():
+            tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+            save_file(tensors, temporary / f"{name}.safetensors")
+        torch.save(training.optimizer.state_dict(), temporary / "optimizer.pt")
+        files = {path.name: _checksum(path) for path in sorted(temporary.iterdir())}
+        state = {"version": VERSION, "step": step, "position": position, "identity": identity, "files": files}
+        (temporary / "state.json").write_text(json.dumps(state, indent=1))
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+    except OSError as error:
+        raise RuntimeError(f"cannot write the checkpoint {final}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for old in _all(folder)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def newest(folder: Path) -> Saved | None:
+    """The newest complete checkpoint; incomplete or damaged ones are passed over with a warning."""
+    for path in _all(folder):
+        try:
+            return read(path)
+        except ValueError as error:
+            logger.warning("checkpoint passed over: %s", error)
+    return None
+
+
+def read(path: Path) -> Saved:
+    """Check every file of one checkpoint.
+
+    Raises ValueError that says what is wrong with it.
+    """
+    try:
+        state = json.loads((path / "state.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: no readable state.json ({error})") from error
+    if state.get("version") != VERSION:
+        raise ValueError(f"{path}: written as version {state.get('version')}, this nearfar reads version {VERSION}")
+    for name, checksum in state["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise ValueError(f"{path}: {name} is missing")
+        if _checksum(file) != checksum:
+            raise ValueError(f"{path}: {name} is damaged (its checksum differs)")
+    return Saved(path, state["step"], state["position"], state["identity"])
+
+
+def restore(saved: Saved, training: Training) -> None:
+    """Load the weights and the optimizer's state. Raises ValueError when they do not fit."""
+    for name, module in training.modules().items():
+        load_weights(module, saved.path / f"{name}.safetensors")
+    state = torch.load(saved.path / "optimizer.pt", map_location="cpu", weights_only=True)
+    training.optimizer.load_state_dict(state)
+
+
+def load_weights(module: nn.Module, file: Path) -> None:
+    """Overwrite all of a module's tensors from a safetensors file."""
+    tensors: dict[str, Tensor] = load_file(file)
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{file} does not fit this config: {error}") from error
+
+
+def _all(folder: Path) -> list[Path]:
+    """Checkpoints, newest first."""
+    return sorted(folder.glob("step-*"), reverse=True)
+
+
+def _checksum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
