@@ -1,0 +1,236 @@
+"""The command line. Commands import their work when they run, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="nearfar",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Train image embeddings on pairs, triplets and labelled images, with negatives from the whole global batch.",
+)
+
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see `nearfar recipes`.")]
+
+
+def main() -> None:
+    """Entry point: one message and exit code 2 for the user's mistakes, 1 for a job that failed."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as leaving:
+        sys.exit(leaving.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("interrupted; `nearfar train CONFIG --resume` goes on from the last checkpoint", 130)
+    except Exception as error:
+        if os.environ.get("NEARFAR_DEBUG"):
+            raise
+        usage = getattr(error, "show", None)  # click's own: unknown option, missing argument
+        if callable(usage):
+            usage()
+            sys.exit(2)
+        if type(error).__name__ == "JobFailed":
+            _fail(str(error), 1)
+        if isinstance(error, (ValueError, RuntimeError, OSError)):
+            _fail(str(error), 2)
+        raise
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"nearfar: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _print(result: dict[str, Any], *, as_json: bool, text: str) -> None:
+    print(json.dumps(result) if as_json else text)
+
+
+@app.command()
+def demo(
+    data: Annotated[str, typer.Option(help="emoji or digits.")] = "emoji",
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where images, shards and runs go.")] = Path("demo"),
+    workers: Annotated[int, typer.Option(min=1)] = 2,
+    minutes: Annotated[float, typer.Option(min=0.05, help="Training time; turned into steps before training starts.")] = 2.5,
+) -> None:
+    """Fetch real images, train, and show recall on classes never seen, before and after.
+
+    Example: nearfar demo --data emoji --minutes 2.5
+    """
+    from cluster.demo import run_demo
+
+    print(run_demo(data, out.absolute(), workers=workers, minutes=minutes))
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="emoji, digits or fashion-mnist.")],
+    out: Annotated[Path, typer.Argument(help="A new folder: one folder of images for each class.")],
+    source: Annotated[Path | None, typer.Option(help="fashion-mnist: a folder that holds the IDX files.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch a known data set as a folder of images by class, with its licences.
+
+    Example: nearfar fetch emoji images/emoji
+    """
+    from cluster.progress import bar
+    from configs.registry import resolve
+
+    options = {} if source is None else {"source": source}
+    with bar(f"fetching {name}") as report:
+        try:
+            summary = resolve("dataset", name)(out, progress=report, **options)
+        except TypeError as error:
+            raise ValueError(f"--source is for fashion-mnist, {name} has none") from error
+    found = {"classes": summary.classes, "images": summary.images, "out": str(out)}
+    _print(found, as_json=as_json, text=f"{summary.images} images of {summary.classes} classes in {out}")
+
+
+@app.command()
+def pack(
+    source: Annotated[Path, typer.Argument(help="A folder of images by class, or a parquet, CSV or JSONL table.")],
+    out: Annotated[Path, typer.Argument(help="A new folder for the shards.")],
+    kind: Annotated[str, typer.Option(help="labelled, pair, labelled_pair or triplet.")] = "labelled",
+    eval_fraction: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share held out, in OUT/eval.")] = 0.0,
+    split: Annotated[str, typer.Option(help="Hold out whole classes (class) or single records (record).")] = "class",
+    max_shard_mb: Annotated[int, typer.Option(min=1)] = 256,
+    max_side: Annotated[int | None, typer.Option(min=8, help="Shrink larger images to this longest side.")] = None,
+    workers: Annotated[int, typer.Option(min=1)] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split and of the order in the shards.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Turn images into shards that training streams.
+
+    Example: nearfar pack images/emoji shards/emoji --eval-fraction 0.25
+    """
+    import pipelines.pack as packing
+    from cluster.progress import bar, say
+
+    with bar("packing", "records") as report:
+        summary = packing.pack(
+            source,
+            out,
+            kind=kind,
+            eval_fraction=eval_fraction,
+            split=split,
+            max_shard_mb=max_shard_mb,
+            max_side=max_side,
+            workers=workers,
+            seed=seed,
+            progress=report,
+        )
+    for path, reason in summary.rejected[:20]:
+        say(f"left out: {path}: {reason}")
+    if len(summary.rejected) > 20:
+        say(f"... and {len(summary.rejected) - 20} more in {out / packing.REJECTED}")
+    if summary.empty_classes:
+        say(f"empty class folders: {', '.join(summary.empty_classes[:10])}")
+    sets = {name: {"path": str(s.path), "records": s.records, "classes": s.classes} for name, s in summary.sets.items()}
+    found = {"sets": sets, "rejected": summary.rejected, "ignored": summary.ignored}
+    lines = [
+        f"{s.path}: {s.records} records, {s.images} images, {s.classes} classes, {s.shards} shards"
+        for s in summary.sets.values()
+    ]
+    _print(found, as_json=as_json, text="\n".join([*lines, f"{len(summary.rejected)} images left out"]))
+
+
+@app.command()
+def check(config: Config, overrides: Set = None, as_json: Json = False) -> None:
+    """Refuse what can be refused before a worker starts: settings, data, batch, encoder, loss, disk; estimate memory.
+
+    Example: nearfar check configs/recipes/emoji.yaml --set data.batch=512
+    """
+    from cluster.check import check as check_config
+    from cluster.paths import absolute
+    from configs.load import load_config
+
+    facts = check_config(absolute(load_config(config, overrides or ())))
+    text = (
+        f"{config}: good. {facts.samples} {facts.kind} records ({facts.eval_samples} to evaluate), {facts.steps} steps = "
+        f"{facts.epochs:.1f} epochs, {facts.parameters / 1e6:.2f} M parameters, "
+        f"about {facts.worker_bytes / 2**20:.0f} MiB a worker"
+    )
+    _print(facts.as_dict(), as_json=as_json, text=text)
+
+
+@app.command()
+def train(
+    config: Config,
+    overrides: Set = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run of this name.")] = False,
+    local: Annotated[bool, typer.Option("--local", help="Processes of this machine, without Ray.")] = False,
+    address: Annotated[str | None, typer.Option(metavar="URL", help="A running Ray cluster, e.g. ray://head:10001.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train, evaluate, export, register and report. Ray on this machine by default.
+
+    Example: nearfar train configs/recipes/emoji.yaml --set train.steps=300
+    """
+    from configs.load import load_config
+
+    if local and address is not None:
+        raise ValueError("--local and --address exclude each other")
+    loaded = load_config(config, overrides or ())
+    from cluster.outcome import describe
+    from cluster.run import train as run
+
+    result = run(loaded, local=local, address=address, resume=resume)
+    _print(result, as_json=as_json, text=describe(result))
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]) -> None:
+    """Write a run's HTML report again and print where it lies.
+
+    Example: nearfar report runs/emoji
+    """
+    from cluster.outcome import rewrite_report
+
+    print(rewrite_report(run.absolute()))
+
+
+@app.command()
+def recipes(name: Annotated[str | None, typer.Argument(help="Print this one.")] = None) -> None:
+    """List the shipped recipes, or print one.
+
+    Example: nearfar recipes emoji > my.yaml
+    """
+    import configs
+    from configs.registry import suggest
+
+    folder = Path(configs.__file__).parent / "recipes"
+    files = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    if name is None:
+        for stem, path in files.items():
+            print(f"{stem:24} {path.read_text().splitlines()[0].lstrip('# ')}")
+    elif name not in files:
+        raise ValueError(f"no recipe {name!r}; {suggest(name, files)}")
+    else:
+        print(files[name].read_text(), end="")
+
+
+@app.command()
+def ui(
+    storage: Annotated[Path, typer.Argument(help="The storage folder of your runs.")] = Path("runs"),
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+) -> None:
+    """Open the MLflow page of the runs in a storage folder, on this machine only.
+
+    Example: nearfar ui runs --port 5000
+    """
+    from cluster.store import serve_ui
+
+    serve_ui(storage.absolute(), port)
+
+
+if __name__ == "__main__":
+    main()

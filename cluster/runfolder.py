@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.load import dump_config, parse_config
+from configs.load import dump_config, load_config
 from configs.schema import RunConfig
 
 
@@ -50,31 +50,12 @@ class RunFolder:
     def exists(self) -> bool:
         return (self.path / "config.yaml").exists()
 
-    def claim(self, config: RunConfig, *, resume: bool) -> None:
-        """Make the folder with its config.
-
-        Raises ValueError when the name is taken and `resume` is false, or when the run there computes something else.
-        """
+    def refuse(self, config: RunConfig, *, resume: bool) -> None:
+        """Raise ValueError when the name is taken and `resume` is false, or when the run there computes something else."""
         if self.exists() and not resume:
             raise ValueError(f"run {config.name!r} exists in {self.path}; continue it with --resume, or choose another name")
-        if self.exists():
-            self._refuse_other(config)
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path / "config.yaml", dump_config(config))
-
-    def config(self) -> RunConfig:
-        import yaml
-
-        return parse_config(yaml.safe_load((self.path / "config.yaml").read_text()), where=str(self.path / "config.yaml"))
-
-    def result(self) -> dict[str, Any] | None:
-        file = self.path / "result.json"
-        return json.loads(file.read_text()) if file.exists() else None
-
-    def write_result(self, result: Mapping[str, Any]) -> None:
-        write_atomically(self.path / "result.json", json.dumps(result, indent=1))
-
-    def _refuse_other(self, config: RunConfig) -> None:
+        if not self.exists():
+            return
         before, now = flat(self.config().identity()), flat(config.identity())
         changed = [f"  {k}: {before.get(k)!r} -> {now.get(k)!r}" for k in {**before, **now} if before.get(k) != now.get(k)]
         if changed:
@@ -82,6 +63,24 @@ class RunFolder:
                 f"run {config.name!r} cannot be resumed: these settings decide what it computes, and changed:\n"
                 + "\n".join(changed)
             )
+
+    def claim(self, config: RunConfig) -> None:
+        """Make the folder with its config."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path / "config.yaml", dump_config(config))
+
+    def config(self) -> RunConfig:
+        return load_config(self.path / "config.yaml")
+
+    def result(self) -> dict[str, Any] | None:
+        file = self.path / "result.json"
+        if not file.exists():
+            return None
+        found: dict[str, Any] = json.loads(file.read_text())
+        return found
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        write_atomically(self.path / "result.json", json.dumps(result, indent=1))
 
 
 class MetricsFile:

@@ -16,7 +16,7 @@ class Batch:
 
     The integers say which rows may be compared: equal `group` = the same thing, equal `uid` = the same image,
     `view` = 0 anchor, 1 positive, 2.. explicit negatives (P x K: 0 for a unit's first row, 1 for the rest),
-    `record` = 0..R-1 on this rank, `valid` = False for corrupt rows and padding.
+    `record` = 0..R-1 on this rank (a labelled image is a record of its own), `valid` = False for corrupt rows and padding.
     """
 
     images: Tensor  # [n, 3, H, W] uint8
@@ -26,7 +26,7 @@ class Batch:
     record: Tensor  # [n] int64
     valid: Tensor  # [n] bool
     draws: Tensor  # [n, NUM_DRAWS] float32 in [0, 1), a function of (seed, epoch, uid, record's row, view) only
-    sample: Tensor  # [R, 3] int64: (epoch, shard, row) of each record (of a unit's first row for P x K)
+    sample: Tensor  # [R, 3] int64: (epoch, shard, row) of each record
     match: Tensor | None = None  # [R] int64 {0, 1}, labelled pairs
     weight: Tensor | None = None  # [R] float32
 

@@ -15,7 +15,7 @@ from trainer.metrics import means, retrieval_sums
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """Vectors [N, D] of all ranks with their groups [N] and samples [N, 2] (shard, row)."""
+    """Vectors [N, D] of all ranks with their groups [N] and samples [N, 3] (shard, row, view)."""
 
     vectors: Tensor
     group: Tensor
@@ -27,15 +27,22 @@ def evaluate(encoder: nn.Module, batches: Iterable[Batch], prepare: Callable[[Ba
 
     `prepare` turns a batch into float images on the encoder's device.
     """
-    mine = embed(encoder, batches, prepare)
-    num_rows = collectives.sizes(mine.vectors.shape[0], mine.vectors.device)
-    gallery = collectives.gather(mine.vectors, num_rows)
-    group = collectives.gather(mine.group, num_rows)
-    start = sum(num_rows[: collectives.rank()])
-    index = torch.arange(start, start + mine.vectors.shape[0], device=gallery.device)
-    sums = retrieval_sums(mine.vectors, mine.group, index, gallery, group)
-    summed = collectives.total(torch.stack(list(sums.values())).to(gallery.device))
+    gallery = gather(embed(encoder, batches, prepare))
+    size, rank, world = gallery.group.shape[0], collectives.rank(), collectives.world()
+    queries = torch.arange(size * rank // world, size * (rank + 1) // world, device=gallery.group.device)
+    sums = retrieval_sums(gallery.vectors[queries], gallery.group[queries], queries, gallery.vectors, gallery.group)
+    summed = collectives.total(torch.stack(list(sums.values())).to(queries.device))
     return means(dict(zip(sums, summed.cpu(), strict=True)))
+
+
+def gather(mine: Embedded) -> Embedded:
+    """What all ranks have embedded, in the data set's own order: ties must not depend on ranks. Collective."""
+    num_rows = collectives.sizes(mine.group.shape[0], mine.group.device)
+    vectors, group, sample = (collectives.gather(t, num_rows) for t in (mine.vectors, mine.group, mine.sample))
+    order = torch.arange(sample.shape[0], device=sample.device)
+    for key in (sample[:, 2], sample[:, 1], sample[:, 0]):  # the last sort counts most
+        order = order[key[order].argsort(stable=True)]
+    return Embedded(vectors[order], group[order], sample[order])
 
 
 @torch.inference_mode()
@@ -50,7 +57,7 @@ def embed(encoder: nn.Module, batches: Iterable[Batch], prepare: Callable[[Batch
             found = encoder(prepare(batch))
             vectors.append(found[keep.to(found.device)].float() if found.dtype != torch.float64 else found[keep])
             group.append(batch.group[keep])
-            sample.append(batch.sample[batch.record[keep], 1:])
+            sample.append(torch.cat([batch.sample[batch.record, 1:], batch.view[:, None]], dim=1)[keep])
     finally:
         encoder.train(was_training)
     device = vectors[0].device

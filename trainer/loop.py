@@ -22,8 +22,11 @@ from trainer.state import Training
 class Stream(Protocol):
     """Endless batches; `position` counts what was handed out, `wait_s` the seconds that took."""
 
-    position: int
-    wait_s: float
+    @property
+    def position(self) -> int: ...
+
+    @property
+    def wait_s(self) -> float: ...
 
     def __next__(self) -> Batch: ...
 

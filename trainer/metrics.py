@@ -61,7 +61,7 @@ def _add(sums: dict[str, Tensor], right: Tensor, others: Tensor) -> None:
     sums["num_queries"] += right.shape[0]
     for k in RECALL_AT:
         sums[recall_name(k)] += right[:, :k].any(1).sum().cpu()
-    rank = torch.arange(1, right.shape[1] + 1, device=right.device)
+    rank = torch.arange(1, right.shape[1] + 1, device=right.device, dtype=torch.float64)
     within = right & (rank[None, :] <= others[:, None])
     precision = within.cumsum(1) / rank
-    sums["map_at_r"] += ((precision * within).sum(1) / others).double().sum().cpu()
+    sums["map_at_r"] += ((precision * within).sum(1) / others).sum().cpu()

@@ -1,0 +1,166 @@
+"""Everything about a run that can be refused before any worker starts."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from cluster.store import tracking_uri
+from configs.schema import RunConfig
+from pipelines.manifest import Manifest
+from pipelines.stream import units_per_epoch
+from trainer import metrics
+from trainer.encoders import build_encoder
+from trainer.objective import build_objective
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a config amounts to."""
+
+    kind: str
+    samples: int
+    eval_samples: int
+    steps: int
+    epochs: float
+    parameters: int
+    worker_bytes: int  # weights, gradients, optimizer and activations of one worker, estimated
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def check(config: RunConfig) -> Facts:
+    """Try all of a config that needs no worker.
+
+    Raises ValueError (or RuntimeError for what this machine lacks) that names the setting and the remedy.
+    """
+    manifest = _open("data.train", config.data.train)
+    per_epoch = _check_data(config, manifest)
+    steps = number_of_steps(config, per_epoch)
+    if config.optim.warmup_steps >= steps:
+        raise ValueError(f"optim.warmup_steps {config.optim.warmup_steps} leaves nothing of {steps} steps; lower it")
+    eval_samples = _check_eval(config, manifest)
+    _check_tracking(config)
+    encoder = build_encoder(config.encoder, config.data.image_size)
+    build_objective(config.loss)
+    _check_encoder(config, encoder)
+    parameters = sum(p.numel() for p in encoder.parameters())
+    _check_disk(config, parameters)
+    units = config.data.batch // (config.data.per_class or 1)
+    return Facts(
+        kind=manifest.kind,
+        samples=manifest.num_samples,
+        eval_samples=eval_samples,
+        steps=steps,
+        epochs=steps * units / per_epoch,
+        parameters=parameters,
+        worker_bytes=_memory(config, manifest, encoder, parameters),
+    )
+
+
+def number_of_steps(config: RunConfig, per_epoch: int) -> int:
+    """Optimizer steps of the run; `per_epoch` counts records, or K-row units for P x K batches."""
+    if config.train.steps is not None:
+        return config.train.steps
+    assert config.train.epochs is not None
+    return max(1, math.ceil(config.train.epochs * per_epoch / (config.data.batch // (config.data.per_class or 1))))
+
+
+def _open(key: str, path: str) -> Manifest:
+    try:
+        return Manifest.open(path)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{key}: {error}") from error
+
+
+def _check_data(config: RunConfig, manifest: Manifest) -> int:
+    per_epoch = units_per_epoch(manifest, config.data)
+    options = config.loss.options
+    if manifest.kind == "labelled" and config.data.per_class is None:
+        if options.get("candidates") == "other_view" or options.get("queries") == "anchors":
+            raise ValueError(
+                "loss: anchors and other_view need pairs, triplets or data.per_class; labelled images have one view"
+            )
+        counts = manifest.classes.counts.astype(np.float64)
+        expected = (config.data.batch - 1) * float(((counts / counts.sum()) ** 2).sum())
+        if expected < 1:
+            raise ValueError(
+                f"data.per_class: not set, so an image meets on average only {expected:.2g} others of its class in a batch "
+                f"of {config.data.batch}; set data.per_class (2 to 8 are usual)"
+            )
+    return per_epoch
+
+
+def _check_eval(config: RunConfig, train: Manifest) -> int:
+    if config.data.eval is None:
+        return 0
+    manifest = _open("data.eval", config.data.eval)
+    if manifest.kind == "labelled" and int(manifest.classes.counts.max()) < 2:
+        raise ValueError(f"data.eval: no class in {config.data.eval} has two images, so nothing can be found; add images")
+    return manifest.num_samples
+
+
+def _check_tracking(config: RunConfig) -> None:
+    tracking = config.tracking
+    if tracking.promote.metric not in metrics.names():
+        raise ValueError(f"tracking.promote.metric: {tracking.promote.metric!r} is none of {', '.join(metrics.names())}")
+    if tracking.register_as is not None and config.data.eval is None:
+        raise ValueError("tracking.register: a model is registered with its metrics, so data.eval must be given")
+    tracking_uri(tracking, Path(config.cluster.storage))
+
+
+def _check_encoder(config: RunConfig, encoder: nn.Module) -> None:
+    norms = [n for n, m in encoder.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if norms and (config.train.micro_batch is not None or config.cluster.workers > 1):
+        raise ValueError(
+            f"encoder {config.encoder.name!r} has BatchNorm ({norms[0]} and {len(norms) - 1} more): its result would depend on "
+            "how the batch is split; use an encoder with GroupNorm or LayerNorm, or one worker without train.micro_batch"
+        )
+
+
+def _check_disk(config: RunConfig, parameters: int) -> None:
+    folder = Path(config.cluster.storage).expanduser().absolute()
+    while not folder.exists():
+        folder = folder.parent
+    copies = 4 if config.train.ema else 3
+    size = 8 if config.train.precision == "fp64" else 4
+    needed, free = parameters * size * copies * (config.train.keep + 1), shutil.disk_usage(folder).free
+    if needed > free:
+        raise RuntimeError(
+            f"cluster.storage: {folder} has {free / 1e9:.1f} GB free, {config.train.keep + 1} checkpoints need "
+            f"{needed / 1e9:.1f} GB; free some, lower train.keep or name another disk"
+        )
+
+
+def _memory(config: RunConfig, manifest: Manifest, encoder: nn.Module, parameters: int) -> int:
+    """Bytes of one worker: weights, gradients, two moments, and what autograd keeps of the largest piece."""
+    images_per_record = {"pair": 2, "labelled_pair": 2, "triplet": 3}.get(manifest.kind, 1)
+    records = math.ceil(config.data.batch / config.cluster.workers)
+    if config.train.micro_batch is not None:
+        records = min(records, config.train.micro_batch)
+    size = 8 if config.train.precision == "fp64" else 4
+    activations = _saved_bytes(encoder, config.data.image_size) * records * images_per_record * size // 4
+    return 4 * parameters * size + activations
+
+
+def _saved_bytes(encoder: nn.Module, image_size: int) -> int:
+    """What autograd keeps for one image, in bytes, measured on two."""
+    kept: dict[int, int] = {}
+    own = {p.data_ptr() for p in encoder.parameters()}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.data_ptr() not in own:
+            kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        encoder(torch.zeros(2, 3, image_size, image_size))
+    return sum(kept.values()) // 2

@@ -1,0 +1,109 @@
+"""`nearfar demo`: real images to a registered encoder and a report, in minutes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import statistics
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any
+
+import configs
+from cluster import launch
+from cluster.progress import bar, say
+from cluster.run import train
+from cluster.runfolder import RunFolder, read_lines
+from cluster.worker import Job
+from configs.load import load_config
+from configs.registry import resolve, suggest
+from configs.schema import RunConfig
+
+WARM, TIMED = 4, 10  # steps before and while the clock runs
+DATA = ("emoji", "digits")
+
+
+def run_demo(data: str, out: Path, *, workers: int, minutes: float) -> str:
+    """Fetch, pack by class, train for about `minutes`, evaluate, register, report; returns what to tell the user.
+
+    Images and shards that are there already are used again. Raises ValueError for an unknown data set.
+    """
+    if data not in DATA:
+        raise ValueError(f"no demo with {data!r}; {suggest(data, DATA)}")
+    shards = _shards(data, out)
+    config = _config(data, out, shards, workers)
+    steps = max(1, int(minutes * 60 / _seconds_a_step(config)))
+    settings = {"steps": steps, "evaluate_every": max(1, steps // 5), "checkpoint_every": max(1, steps // 5)}
+    warmup = min(config.optim.warmup_steps, steps // 4)
+    config = config.model_copy(
+        update={
+            "train": config.train.model_copy(update=settings),
+            "optim": config.optim.model_copy(update={"warmup_steps": warmup}),
+        }
+    )
+    say(f"{minutes:g} minutes are {steps} steps on this machine")
+    return _tell(train(config), out)
+
+
+def _shards(data: str, out: Path) -> Path:
+    images, shards = out / "images" / data, out / "shards" / data
+    if not (shards / "train" / "manifest.json").exists():
+        from pipelines.pack import pack
+
+        if not images.exists():
+            with bar(f"fetching {data}") as report:
+                resolve("dataset", data)(images, progress=report)
+        with bar("packing", "records") as report:
+            pack(images, shards, eval_fraction=0.25, split="class", workers=2, progress=report)
+    return shards
+
+
+def _config(data: str, out: Path, shards: Path, workers: int) -> RunConfig:
+    recipe = Path(configs.__file__).parent / "recipes" / f"{data}.yaml"
+    name = next(
+        n for n in itertools.chain([data], (f"{data}-{i}" for i in itertools.count(2))) if not (out / "runs" / n).exists()
+    )
+    return load_config(
+        recipe,
+        [
+            f"name={name}",
+            f"data.train={json.dumps(str(shards / 'train'))}",
+            f"data.eval={json.dumps(str(shards / 'eval'))}",
+            f"cluster.workers={workers}",
+            f"cluster.storage={json.dumps(str(out / 'runs'))}",
+        ],
+    )
+
+
+def _seconds_a_step(config: RunConfig) -> float:
+    """The median time of a step of this very config, measured with as many local processes; nothing of it is kept."""
+    say("measuring the speed of this machine")
+    folder = Path(tempfile.mkdtemp(prefix="nearfar-"))
+    short = {"log_every": 1, "steps": WARM + TIMED}
+    timed = config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"eval": None}),
+            "train": config.train.model_copy(update=short),
+            "cluster": config.cluster.model_copy(update={"storage": str(folder)}),
+        }
+    )
+    run = RunFolder.of(timed)
+    try:
+        run.claim(timed)
+        launch.run_local(Job(config=timed, run=run.path, steps=WARM + TIMED, launch_id=uuid.uuid4().hex[:8]))
+        times = [row["time"] for row in read_lines(run.metrics)]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return float(statistics.median(b - a for a, b in itertools.pairwise(times[WARM - 1 :])))
+
+
+def _tell(result: dict[str, Any], out: Path) -> str:
+    before, after = result["before"], result["metrics"]
+    lines = ["", "On classes that training never saw, searching each image among all others:"]
+    lines += [f"  {name.replace('_at_', '@'):10} {before[name]:.3f} -> {after[name]:.3f}" for name in after]
+    lines += ["", f"report  {result['report']}", f"MLflow  nearfar ui {out / 'runs'}"]
+    if result["model"] is not None:
+        lines.append(f"model   mlflow.pyfunc.load_model({result['model']!r}), tracking URI {result['tracking_uri']}")
+    return "\n".join(lines)

@@ -1,0 +1,196 @@
+"""Starts the ranks: in this process, as local processes, or as Ray Train workers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from cluster.worker import Job, Stopped, worker_main
+
+logger = logging.getLogger(__name__)
+
+
+def run_local(job: Job) -> None:
+    """Train with `cluster.workers` processes of this machine and no Ray; one worker runs in this very process.
+
+    Raises RuntimeError when the ranks failed more than `cluster.max_failures` times.
+    """
+    from cluster import context
+
+    gpu = job.config.cluster.gpus_per_worker > 0
+    if job.config.cluster.workers == 1:
+        worker_main(context.single(gpu=gpu), job)
+        return
+    for failures in range(job.config.cluster.max_failures + 1):
+        try:
+            _spawn(job)
+            return
+        except Stopped:
+            raise
+        except RuntimeError as error:
+            _raise_if_useless(job)
+            if failures == job.config.cluster.max_failures:
+                raise RuntimeError(f"the workers failed {failures + 1} times; the last time: {error}") from error
+            logger.warning("the workers failed and start again from the last checkpoint: %s", error)
+
+
+def _spawn(job: Job) -> None:
+    from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
+
+    world = job.config.cluster.workers
+    folder = tempfile.mkdtemp(prefix="nearfar-")
+    # Joined by polling, so that Ctrl-C reaches this process between polls and the ranks end with it.
+    processes = start_processes(  # type: ignore[no-untyped-call]
+        _rank, (world, Path(folder) / "store", job), nprocs=world, join=False, start_method="spawn"
+    )
+    try:
+        while not processes.join(timeout=0.5):
+            pass
+    except (ProcessRaisedException, ProcessExitedException) as error:
+        raise RuntimeError(_last_line(str(error))) from error
+    finally:
+        for process in processes.processes:
+            if process.is_alive():
+                process.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _rank(rank: int, world: int, store: Path, job: Job) -> None:
+    import torch
+
+    from cluster import context
+    from trainer import collectives
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
+    settings = job.config.cluster
+    here = context.spawned(rank, world, store, gpu=settings.gpus_per_worker > 0, timeout_s=settings.timeout_s)
+    try:
+        worker_main(here, job)
+    finally:
+        collectives.leave()
+
+
+def run_ray(job: Job, address: str | None) -> None:
+    """Train with Ray Train workers: on the cluster at `address`, or on this machine's own Ray.
+
+    Raises RuntimeError when the cluster is too small or the workers failed more than `cluster.max_failures` times.
+    """
+    _quiet_ray()
+    import ray
+    from ray import train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    settings = job.config.cluster
+    started = not ray.is_initialized()
+    if started:
+        _init_ray(address, settings.workers * settings.cpus_per_worker)
+    try:
+        _refuse_too_small(job)
+        resources = {"CPU": settings.cpus_per_worker}
+        if settings.gpus_per_worker:
+            resources["GPU"] = settings.gpus_per_worker
+        trainer = TorchTrainer(
+            _ray_rank,
+            train_loop_config={"job": job},
+            scaling_config=train.ScalingConfig(
+                num_workers=settings.workers, use_gpu=settings.gpus_per_worker > 0, resources_per_worker=resources
+            ),
+            torch_config=TorchConfig(backend="nccl" if settings.gpus_per_worker else "gloo", timeout_s=int(settings.timeout_s)),
+            run_config=train.RunConfig(
+                name=f"ray-{job.launch_id}",
+                storage_path=str(job.run / ".ray"),
+                failure_config=train.FailureConfig(max_failures=settings.max_failures),
+            ),
+        )
+        try:
+            trainer.fit()
+        except train.TrainingFailedError as error:
+            _raise_if_useless(job)
+            raise RuntimeError(f"the workers failed: {_last_line(str(error))}") from error
+    finally:
+        shutil.rmtree(job.run / ".ray", ignore_errors=True)
+        if started:
+            ray.shutdown()
+
+
+def _ray_rank(config: dict[str, Any]) -> None:
+    from cluster import context
+
+    job: Job = config["job"]
+    worker_main(context.ray_worker(gpu=job.config.cluster.gpus_per_worker > 0), job)
+
+
+def _quiet_ray() -> None:
+    """Ray's defaults talk much and wait long; what the user has set stays."""
+    settings = {
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_DEDUP_LOGS": "1",
+    }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+
+
+def _init_ray(address: str | None, cpus: float) -> None:
+    import ray
+
+    options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    if address is None:
+        have = os.cpu_count() or 1
+        # A laptop may be asked for more workers than it has cores: slower, not wrong.
+        options |= {
+            "address": "local",
+            "include_dashboard": True,
+            "dashboard_host": "127.0.0.1",
+            "num_cpus": max(have, int(cpus)),
+        }
+    else:
+        options["address"] = address
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = address or "this machine"
+        raise RuntimeError(f"cannot reach Ray at {where}: {_last_line(str(error))}; --local trains without Ray") from error
+
+
+def _refuse_too_small(job: Job) -> None:
+    import ray
+
+    settings, deadline = job.config.cluster, time.monotonic() + job.config.cluster.start_timeout_s
+    needs = {"CPU": settings.workers * settings.cpus_per_worker, "GPU": settings.workers * settings.gpus_per_worker}
+    while True:
+        have = ray.cluster_resources()
+        short = [f"{n:g} {kind}s where there are {have.get(kind, 0):g}" for kind, n in needs.items() if n > have.get(kind, 0)]
+        if not short:
+            return
+        if time.monotonic() > deadline:
+            raise RuntimeError(
+                f"the cluster is too small for cluster.workers={settings.workers}: it needs {' and '.join(short)} "
+                f"(waited {settings.start_timeout_s:g} s, cluster.start_timeout_s); lower cluster.workers"
+            )
+        time.sleep(1)
+
+
+def _raise_if_useless(job: Job) -> None:
+    """Raise the reason why starting again is useless, when a rank has left one."""
+    import json
+
+    stop = job.run / f".stop-{job.launch_id}.json"
+    if stop.exists():
+        message = json.loads(stop.read_text())["message"]
+        stop.unlink(missing_ok=True)
+        raise Stopped(message)
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else "no message"

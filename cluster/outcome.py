@@ -1,0 +1,202 @@
+"""What a finished run leaves behind: the exported encoder, its registration, the report and result.json."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cluster.check import Facts
+from cluster.gallery import Gallery
+from cluster.progress import say
+from cluster.promotion import Registered, register
+from cluster.runfolder import RunFolder, read_lines
+from cluster.store import tracking_uri, ui_command
+from cluster.tracking import Tracker
+from cluster.worker import build_training
+from configs.load import dump_config
+from configs.schema import Data, RunConfig
+from pipelines.decode import decode
+from pipelines.geometry import place, whole
+from pipelines.manifest import Manifest
+from trainer import state
+from trainer.export import export_encoder, load_exported, parity
+from trainer.report.data import ReportData
+from trainer.report.page import write_report
+
+LEAST_COSINE = 0.9999  # between the trained encoder and what is shipped
+PARITY_IMAGES = 64
+SHEETS, NEIGHBOURS = 16, 5
+
+
+def conclude(config: RunConfig, folder: RunFolder, facts: Facts, tracker: Tracker | None, *, started: float) -> dict[str, Any]:
+    """Export the trained encoder, prove that it is the same, register it, write the report and the result.
+
+    Raises RuntimeError when the export differs or the registry cannot be reached; what was trained stays.
+    """
+    say("exporting the encoder")
+    encoder = trained_encoder(config, folder)
+    before, after = _metrics(folder)
+    gallery = Gallery(config, encoder) if config.data.eval is not None else None
+    card = _card(config, facts, after)
+    export_encoder(encoder, folder.export, image_size=config.data.image_size, resize=config.data.resize, card=card)
+    images = gallery.some(PARITY_IMAGES) if gallery is not None else []
+    _refuse_difference(config.data, encoder, load_exported(folder.export), images)
+    registered = None
+    if config.tracking.register_as is not None and tracker is not None:
+        registered = _register(config, folder, tracker, encoder, images, after)
+    result = {
+        "status": "FINISHED",
+        "name": config.name,
+        "run": str(folder.path),
+        "steps": facts.steps,
+        "before": before,
+        "metrics": after,
+        "wall_s": time.time() - started,
+        "mlflow_run_id": None if tracker is None else tracker.run_id,
+        "model": None if registered is None else registered.uri,
+        "model_version": None if registered is None else registered.version,
+        "promoted": None if registered is None else registered.promoted,
+        "tracking_uri": tracking_uri(config.tracking, folder.path.parent),
+    }
+    result["report"] = str(_write_report(config, folder, result, gallery))
+    folder.write_result(result)
+    if tracker is not None:
+        artifacts = {folder.path / "config.yaml": "", folder.metrics: "", folder.path / "report": "report"}
+        tracker.finish("FINISHED", {**artifacts, folder.path / "result.json": ""})
+    return result
+
+
+def rewrite_report(run: Path) -> Path:
+    """The report of a finished run once more. Raises ValueError when there is none."""
+    folder = RunFolder(run)
+    if not folder.exists():
+        raise ValueError(f"{run} is no run's folder: it holds no config.yaml")
+    result = folder.result()
+    if result is None or result["status"] != "FINISHED":
+        raise ValueError(f"the run in {run} is not finished; go on with `nearfar train {run / 'config.yaml'} --resume`")
+    config = folder.config()
+    gallery = Gallery(config, trained_encoder(config, folder)) if config.data.eval is not None else None
+    return _write_report(config, folder, result, gallery)
+
+
+def describe(result: dict[str, Any]) -> str:
+    """A result for a person."""
+    lines = [f"run       {result['run']} ({result['steps']} steps, {result['wall_s']:.0f} s)"]
+    for name in ("recall_at_1", "map_at_r"):
+        if name in result["metrics"]:
+            start = f"{result['before'][name]:.3f} -> " if name in result["before"] else ""
+            lines.append(f"{name:10}{start}{result['metrics'][name]:.3f}")
+    if result["model"] is not None:
+        kept = "" if result["promoted"] else "  (an earlier version is better and keeps the alias)"
+        lines.append(f"model     {result['model']}{kept}")
+    lines.append(f"report    {result['report']}")
+    return "\n".join(lines)
+
+
+def trained_encoder(config: RunConfig, folder: RunFolder) -> nn.Module:
+    """The (averaged) encoder of the newest checkpoint, in float32 on the CPU, in eval mode."""
+    saved = state.newest(folder.checkpoints)
+    if saved is None:
+        raise RuntimeError(f"{folder.checkpoints} holds no complete checkpoint; train again with --resume")
+    training = build_training(config, torch.device("cpu"), torch.float32)
+    module = training.average.module
+    name = "encoder" if module is training.encoder else "average"
+    state.load_weights(module, saved.path / f"{name}.safetensors")
+    return module.float().eval()
+
+
+def _metrics(folder: RunFolder) -> tuple[dict[str, float], dict[str, float]]:
+    """Validation metrics of the first and of the last evaluation, without their prefix."""
+    rows = [{k[4:]: v for k, v in row.items() if k.startswith("val/")} for row in read_lines(folder.metrics)]
+    rows = [row for row in rows if row]
+    return (rows[0], rows[-1]) if rows else ({}, {})
+
+
+def _card(config: RunConfig, facts: Facts, metrics: dict[str, float]) -> dict[str, Any]:
+    manifest = Manifest.open(config.data.train)
+    return {
+        "Metrics on images that were not trained on": {name: round(value, 4) for name, value in metrics.items()},
+        "Training": {
+            "loss": config.loss.name,
+            "steps": facts.steps,
+            "global batch": config.data.batch,
+            "encoder": config.encoder.name,
+            "parameters": facts.parameters,
+        },
+        "Data": {"kind": facts.kind, "records": facts.samples, "digest": manifest.digest},
+    }
+
+
+def _refuse_difference(data: Data, encoder: nn.Module, exported: Any, images: Sequence[bytes]) -> None:
+    if not images:
+        return
+    cosine = parity(encoder, exported, images, lambda image: _pixels(image, data))
+    if not cosine > LEAST_COSINE:
+        raise RuntimeError(f"the exported encoder differs from the trained one: smallest cosine {cosine:.6f}; not registered")
+
+
+def _pixels(image: bytes, data: Data) -> Tensor:
+    """Encoded bytes to what evaluation sees, uint8 [3, S, S]."""
+    pixels = decode(image, max_pixels=data.max_pixels)
+    return place(pixels, whole(pixels.shape[1], pixels.shape[0], data.image_size, data.resize), data.image_size)
+
+
+def _register(
+    config: RunConfig,
+    folder: RunFolder,
+    tracker: Tracker,
+    encoder: nn.Module,
+    images: Sequence[bytes],
+    metrics: dict[str, float],
+) -> Registered:
+    """Log, register, load back, compare, and only then move the alias."""
+    say("registering the model")
+    assert config.tracking.register_as is not None
+    run_id = tracker.wait(timeout_s=60)
+    if run_id is None:
+        raise RuntimeError(f"MLflow at {tracker.uri} does not answer, so the model is not registered")
+    promote = config.tracking.promote
+    manifest = Manifest.open(config.data.train)
+
+    def verify(loaded: Any) -> None:
+        _refuse_difference(config.data, encoder, loaded.predict, images)
+
+    return register(
+        run_id,
+        folder.export,
+        uri=tracker.uri,
+        name=config.tracking.register_as,
+        alias=promote.alias,
+        metric=promote.metric,
+        value=metrics[promote.metric],
+        example=images[0],
+        verify=verify,
+        tags={"data.digest": manifest.digest, "run": config.name, **{k: repr(v) for k, v in metrics.items()}},
+    )
+
+
+def _write_report(config: RunConfig, folder: RunFolder, result: dict[str, Any], gallery: Gallery | None) -> Path:
+    say("writing the report")
+    seen = set(Manifest.open(config.data.train).class_names)
+    data = ReportData(
+        name=config.name,
+        after=result["metrics"],
+        before=result["before"],
+        num_classes=0 if gallery is None else gallery.manifest.num_classes,
+        num_images=0 if gallery is None else len(gallery.found.group),
+        classes_unseen=gallery is not None and seen.isdisjoint(gallery.manifest.class_names),
+        steps=result["steps"],
+        wall_s=result["wall_s"],
+        num_workers=config.cluster.workers,
+        sheets=() if gallery is None else gallery.sheets(SHEETS, NEIGHBOURS),
+        config_yaml=dump_config(config),
+        load_uri=result["model"] or "",
+        tracking_uri=result["tracking_uri"],
+        ui_command=ui_command(result["tracking_uri"]),
+    )
+    return write_report(folder.path, data)

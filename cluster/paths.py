@@ -1,0 +1,27 @@
+"""Absolute paths for workers, which run in other directories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from configs.schema import RunConfig
+
+
+def absolute(config: RunConfig) -> RunConfig:
+    """The config with every local path made absolute; URIs stay as they are."""
+    data = config.data.model_copy(
+        update={
+            "train": _absolute(config.data.train),
+            "eval": None if config.data.eval is None else _absolute(config.data.eval),
+        }
+    )
+    cluster = config.cluster.model_copy(update={"storage": _absolute(config.cluster.storage)})
+    uri = config.tracking.uri
+    if uri is not None and uri.startswith("sqlite:///"):
+        uri = f"sqlite:///{_absolute(uri.removeprefix('sqlite:///'))}"
+    tracking = config.tracking.model_copy(update={"uri": uri})
+    return config.model_copy(update={"data": data, "cluster": cluster, "tracking": tracking})
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else str(Path(path).expanduser().absolute())

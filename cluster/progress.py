@@ -1,0 +1,87 @@
+"""Progress on stderr: a bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Report = Callable[[int, "int | None"], None]
+EVERY_S = 10.0  # between two plain lines
+
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """One line for a person, on stderr."""
+    err.print(text, markup=False)
+
+
+@contextmanager
+def bar(label: str, unit: str = "") -> Iterator[Callable[..., None]]:
+    """Yields `report(done, total=None, note="")`."""
+    if not err.is_terminal:
+        yield _plain(label, unit)
+        return
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeElapsedColumn()]
+    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=err) as shown:
+        task = shown.add_task(label, total=None, note="")
+
+        def report(done: int, total: int | None = None, note: str = "") -> None:
+            shown.update(task, completed=done, total=total, note=note)
+
+        yield report
+
+
+def _plain(label: str, unit: str) -> Callable[..., None]:
+    last = [time.monotonic() - EVERY_S]
+
+    def report(done: int, total: int | None = None, note: str = "") -> None:
+        if done == total or time.monotonic() - last[0] >= EVERY_S:
+            last[0] = time.monotonic()
+            of = f"/{total}" if total is not None else ""
+            print(" ".join(filter(None, [f"{label}: {done}{of}", unit, note])), file=sys.stderr, flush=True)
+
+    return report
+
+
+@contextmanager
+def following(metrics: Path, steps: int) -> Iterator[None]:
+    """Shows a run's steps, loss and recall as its metrics.jsonl grows."""
+    done = threading.Event()
+    with bar("training", "steps") as report:
+        thread = threading.Thread(target=_follow, args=(metrics, steps, report, done), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join(2)
+
+
+def _follow(metrics: Path, steps: int, report: Callable[..., None], done: threading.Event) -> None:
+    offset, seen = 0, {"loss": "", "recall": ""}
+    while True:
+        ending = done.wait(0.5)
+        if metrics.exists():
+            with metrics.open("rb") as file:
+                file.seek(offset)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break
+                    offset += len(line)
+                    row = json.loads(line)
+                    if "train/loss" in row:
+                        seen["loss"] = f"loss {row['train/loss']:.3f} · {row.get('train/images_per_s', 0):.0f} images/s"
+                    if "val/recall_at_1" in row:
+                        seen["recall"] = f"recall@1 {row['val/recall_at_1']:.3f}"
+                    report(row["step"], steps, " · ".join(filter(None, seen.values())))
+        if ending:
+            return

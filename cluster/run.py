@@ -1,0 +1,92 @@
+"""One run from config to result: check, claim the folder, train, export, register, report."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from pathlib import Path
+from typing import Any, Literal
+
+from cluster import launch
+from cluster.check import Facts, check
+from cluster.outcome import conclude
+from cluster.paths import absolute
+from cluster.progress import following, say
+from cluster.runfolder import RunFolder
+from cluster.tracking import DatasetRef, Tracker, git_commit
+from cluster.worker import Job, Stopped
+from configs.schema import RunConfig
+from pipelines.manifest import Manifest
+
+
+class JobFailed(RuntimeError):
+    """The run was accepted and then failed."""
+
+
+def train(config: RunConfig, *, local: bool = False, address: str | None = None, resume: bool = False) -> dict[str, Any]:
+    """Train, export, register and report; returns what result.json holds.
+
+    Raises ValueError or RuntimeError for what is refused at the start, JobFailed for what breaks afterwards.
+    """
+    config = absolute(config)
+    folder = RunFolder.of(config)
+    folder.refuse(config, resume=resume)
+    before = folder.result()
+    if before is not None and before["status"] == "FINISHED":
+        say(f"run {config.name!r} is finished; nothing to do")
+        return before
+    facts = check(config)
+    tracker = _tracker(config, folder) if config.tracking.enabled else None
+    folder.claim(config)
+    started = time.time()
+    job = Job(config=config, run=folder.path, steps=facts.steps, launch_id=uuid.uuid4().hex[:8])
+    status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+    try:
+        if tracker is not None:
+            tracker.start()
+        _announce(config, facts, local=local, address=address)
+        with following(folder.metrics, facts.steps):
+            if local:
+                launch.run_local(job)
+            else:
+                launch.run_ray(job, address)
+        result = conclude(config, folder, facts, tracker, started=started)
+        status = "FINISHED"
+        return result
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    except Stopped as error:
+        raise JobFailed(f"run {config.name!r} stopped: {error}") from error
+    except (RuntimeError, ValueError, OSError) as error:
+        raise JobFailed(f"run {config.name!r} failed: {error}\nafter mending it, continue with --resume") from error
+    finally:
+        if status != "FINISHED":
+            folder.write_result({"status": status, "wall_s": time.time() - started})
+            if tracker is not None:
+                tracker.finish(status, timeout_s=10)
+
+
+def _tracker(config: RunConfig, folder: RunFolder) -> Tracker:
+    tags = {"nearfar.world_size": str(config.cluster.workers)}
+    commit = git_commit(Path.cwd())
+    if commit is not None:
+        tags["mlflow.source.git.commit"] = commit
+    datasets = [_dataset(config.data.train, "training")]
+    if config.data.eval is not None:
+        datasets.append(_dataset(config.data.eval, "evaluation"))
+    return Tracker(folder.path, config, tags=tags, datasets=datasets)
+
+
+def _dataset(path: str, context: Literal["training", "evaluation"]) -> DatasetRef:
+    manifest = Manifest.open(path)
+    profile = {"records": manifest.num_samples, "images": manifest.num_images}
+    return DatasetRef(name=Path(path).name, digest=manifest.digest, source=path, context=context, profile=profile)
+
+
+def _announce(config: RunConfig, facts: Facts, *, local: bool, address: str | None) -> None:
+    where = "local processes" if local else f"Ray at {address}" if address else "Ray on this machine"
+    say(
+        f"{config.name}: {facts.samples} {facts.kind} records, {facts.parameters / 1e6:.2f} M parameters, "
+        f"{facts.steps} steps of {config.data.batch} ({facts.epochs:.1f} epochs), {config.cluster.workers} workers, {where}"
+    )

@@ -1,0 +1,137 @@
+"""Carries a plan out: reads and decodes its images, in threads and ahead of time, in the order of the plans."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from configs.schema import Augment, Data
+from pipelines.augment import crop_box
+from pipelines.batch import Batch
+from pipelines.decode import decode
+from pipelines.geometry import place
+from pipelines.manifest import Manifest
+from pipelines.plan import Plan
+from pipelines.read import Reader
+
+IMAGES_PER_TASK = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """An image that could not be used: its index in the batch, and why."""
+
+    index: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A plan carried out."""
+
+    plan: Plan
+    batch: Batch
+    bad: list[Bad]
+
+
+@dataclass(frozen=True, slots=True)
+class _Started:
+    plan: Plan
+    images: Tensor
+    parts: list[Future[list[Bad]]]
+
+
+class Filler:
+    """An iterator of filled plans, `prefetch` of them ahead of the consumer.
+
+    `plans` makes the next plan each time it is called, from one thread at a time and in order; StopIteration ends it.
+    What goes wrong in a thread is raised by `next`. `wait_s` is how long the consumer has waited so far.
+    """
+
+    def __init__(self, manifest: Manifest, data: Data, augment: Augment, plans: Iterator[Callable[[], Plan]]) -> None:
+        self.data, self.augment = data, augment
+        self.wait_s = 0.0
+        self._plans = plans
+        self._reader = Reader(manifest)
+        self._pool = ThreadPoolExecutor(data.threads, thread_name_prefix="nearfar-decode")
+        self._ahead: deque[Future[_Started]] = deque()
+        self._closed = False
+
+    def __iter__(self) -> Filler:
+        return self
+
+    def __next__(self) -> Filled:
+        if self._closed:
+            raise RuntimeError("the loader is closed")
+        while len(self._ahead) < self.data.prefetch and (plan := next(self._plans, None)) is not None:
+            self._ahead.append(self._pool.submit(self._start, plan))
+        if not self._ahead:
+            raise StopIteration
+        started = time.perf_counter()
+        try:
+            work = self._ahead.popleft().result()
+            bad = [bad for part in work.parts for bad in part.result()]
+        except BaseException:
+            self.close()
+            raise
+        self.wait_s += time.perf_counter() - started
+        return Filled(work.plan, _assemble(work.plan, work.images, bad), bad)
+
+    def close(self) -> None:
+        """Stop the threads and close the files; what was read ahead is forgotten."""
+        self._closed = True
+        self._pool.shutdown(cancel_futures=True)
+        self._ahead.clear()
+        self._reader.close()
+
+    def _start(self, make: Callable[[], Plan]) -> _Started:
+        plan = make()
+        side = self.data.image_size
+        images = torch.zeros((plan.num_images, 3, side, side), dtype=torch.uint8)
+        starts = range(0, plan.num_images, IMAGES_PER_TASK)
+        parts = [self._pool.submit(self._fill, plan, images, start, start + IMAGES_PER_TASK) for start in starts]
+        return _Started(plan, images, parts)
+
+    def _fill(self, plan: Plan, images: Tensor, start: int, stop: int) -> list[Bad]:
+        bad = []
+        side, resize = self.data.image_size, self.data.resize
+        for index in range(start, min(stop, plan.num_images)):
+            if not plan.present[index]:
+                continue
+            where = (int(plan.shard[index]), int(plan.offset[index]), int(plan.size[index]), int(plan.crc32[index]))
+            try:
+                pixels = decode(self._reader.read(*where), max_pixels=self.data.max_pixels)
+            except ValueError as error:
+                bad.append(Bad(index, str(error)))
+                continue
+            height, width = pixels.shape[:2]
+            images[index] = place(pixels, crop_box(plan.draws[index], width, height, side, resize, self.augment), side)
+        return bad
+
+
+def _assemble(plan: Plan, images: Tensor, bad: list[Bad]) -> Batch:
+    valid = plan.present.copy()
+    valid[[one.index for one in bad]] = False
+    if plan.whole_records:
+        spoiled = np.zeros(len(plan.sample), dtype=bool)
+        spoiled[plan.record[~valid]] = True
+        valid &= ~spoiled[plan.record]
+    return Batch(
+        images=images,
+        group=torch.from_numpy(plan.group),
+        uid=torch.from_numpy(plan.uid),
+        view=torch.from_numpy(plan.view),
+        record=torch.from_numpy(plan.record),
+        valid=torch.from_numpy(valid),
+        draws=torch.from_numpy(plan.draws),
+        sample=torch.from_numpy(plan.sample),
+        match=None if plan.match is None else torch.from_numpy(plan.match),
+        weight=None if plan.weight is None else torch.from_numpy(plan.weight),
+    )

@@ -1,0 +1,93 @@
+"""Which part of an image goes where in the S x S square that an encoder sees."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipelines.decode import Pixels
+
+WHITE = 255
+MAX_STRIP = 64
+
+
+class Placement(NamedTuple):
+    """Cut `box` out, resize it to `size`, and lay it at `offset` on a white square; what sticks out is cut off."""
+
+    box: tuple[int, int, int, int]  # left, top, right, bottom in the image
+    size: tuple[int, int]  # width, height
+    offset: tuple[int, int]  # x, y, negative to cut
+
+
+def whole(width: int, height: int, side: int, resize: str) -> Placement:
+    """The geometry of evaluation, embedding and export for an image of width x height.
+
+    `resize`: crop = short side to S and centre crop, pad = long side to S on white, squash = S x S whatever the shape.
+    """
+    if resize == "squash":
+        return Placement((0, 0, width, height), (side, side), (0, 0))
+    # A strip of one pixel by millions would become a giant when its short side grows to S: only its middle counts.
+    strip = MAX_STRIP * min(width, height) if resize == "crop" else max(width, height)
+    cut_x, cut_y = max(0, width - strip) // 2, max(0, height - strip) // 2
+    width, height = min(width, strip), min(height, strip)
+    box = (cut_x, cut_y, cut_x + width, cut_y + height)
+    least = side if resize == "crop" else 1
+    scale = side / (min(width, height) if resize == "crop" else max(width, height))
+    new_width, new_height = (max(least, round(extent * scale)) for extent in (width, height))
+    return Placement(box, (new_width, new_height), ((side - new_width) // 2, (side - new_height) // 2))
+
+
+def random_crop(
+    draws: NDArray[np.float32], width: int, height: int, side: int, resize: str, area: tuple[float, float], aspect: float
+) -> Placement:
+    """A random part of the image, `area` of it, of an aspect ratio in [1/aspect, aspect], resized to the square.
+
+    draws: [4] in [0, 1): area, aspect, x, y. With resize = pad the part is cut from the image with its white borders,
+    with squash from the image made square, so that training sees the shapes that evaluation sees.
+    """
+    longest = max(width, height)
+    canvas_width, canvas_height = (longest, longest) if resize == "pad" else (width, height)
+    share = area[0] + (area[1] - area[0]) * float(draws[0])
+    ratio = math.exp((2.0 * float(draws[1]) - 1.0) * math.log(aspect))
+    if resize == "squash":
+        ratio *= width / height
+    target = share * canvas_width * canvas_height
+    box_width = min(canvas_width, max(1, round(math.sqrt(target * ratio))))
+    box_height = min(canvas_height, max(1, round(math.sqrt(target / ratio))))
+    left = int(float(draws[2]) * (canvas_width - box_width + 1)) - (canvas_width - width) // 2
+    top = int(float(draws[3]) * (canvas_height - box_height + 1)) - (canvas_height - height) // 2
+    return _inside(left, top, box_width, box_height, width, height, side)
+
+
+def _inside(left: int, top: int, box_width: int, box_height: int, width: int, height: int, side: int) -> Placement:
+    """The part of the box that lies in the image, and where it goes when the whole box fills the square."""
+    x0, x1 = (min(max(x, 0), width) for x in (left, left + box_width))
+    y0, y1 = (min(max(y, 0), height) for y in (top, top + box_height))
+    if x1 <= x0 or y1 <= y0:  # nothing but white border: one pixel, laid outside
+        return Placement((0, 0, 1, 1), (1, 1), (side, side))
+    ox, oy = round((x0 - left) * side / box_width), round((y0 - top) * side / box_height)
+    size = (max(1, round((x1 - x0) * side / box_width)), max(1, round((y1 - y0) * side / box_height)))
+    return Placement((x0, y0, x1, y1), size, (ox, oy))
+
+
+def place(pixels: Pixels, placement: Placement, side: int) -> Tensor:
+    """Resize as Pillow's antialiased bilinear does, to within two grey levels.  [H, W, 3] -> uint8 [3, S, S]"""
+    x0, y0, x1, y1 = placement.box
+    part = torch.from_numpy(pixels[y0:y1, x0:x1]).permute(2, 0, 1)[None]
+    width, height = placement.size
+    if (y1 - y0, x1 - x0) != (height, width):
+        part = F.interpolate(part, (height, width), mode="bilinear", antialias=True, align_corners=False)
+    if placement.size == (side, side) and placement.offset == (0, 0):
+        return part[0]
+    square = torch.full((3, side, side), WHITE, dtype=torch.uint8)
+    ox, oy = placement.offset
+    left, top, right, bottom = max(ox, 0), max(oy, 0), min(ox + width, side), min(oy + height, side)
+    if right > left and bottom > top:
+        square[:, top:bottom, left:right] = part[0, :, top - oy : bottom - oy, left - ox : right - ox]
+    return square

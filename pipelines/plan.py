@@ -1,0 +1,97 @@
+"""What a batch is made of, before any image is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.augment import draws
+from pipelines.batch import NUM_DRAWS
+from pipelines.hashing import Int64s
+from pipelines.manifest import Manifest
+
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """n images of R records: where they lie and everything that goes with them."""
+
+    shard: Int64s  # [n]
+    row: Int64s  # [n] of the record in the shard
+    offset: Int64s  # [n]
+    size: Int64s  # [n]
+    crc32: Int64s  # [n]
+    uid: Int64s  # [n]
+    group: Int64s  # [n]
+    view: Int64s  # [n]
+    record: Int64s  # [n]
+    present: Bools  # [n] False for padding and for what the manifest calls bad: not read at all
+    draws: NDArray[np.float32]  # [n, NUM_DRAWS]
+    sample: Int64s  # [R, 3] (epoch, shard, row); (0, -1, -1) for padding
+    match: Int64s | None  # [R]
+    weight: NDArray[np.float32] | None  # [R]
+    whole_records: bool  # whether one bad image spoils its record
+
+    @property
+    def num_images(self) -> int:
+        return len(self.uid)
+
+
+def plan_records(manifest: Manifest, epoch: Int64s, shard: Int64s, row: Int64s, *, seed: int | None) -> Plan:
+    """All images of the given records, those of a record side by side. Without a seed the draws are 0.  [R] each"""
+    tables = {number: manifest.table(number) for number in np.unique(shard).tolist()}
+    first, count = np.empty_like(row), np.empty_like(row)
+    match, weight, bad = np.empty_like(row), np.empty(len(row), np.float32), np.empty(len(row), np.bool_)
+    for number, table in tables.items():
+        here = shard == number
+        rows = row[here]
+        first[here], count[here] = table.start[rows], table.start[rows + 1] - table.start[rows]
+        match[here], weight[here], bad[here] = table.match[rows], table.weight[rows], table.bad[rows]
+    record = np.repeat(np.arange(len(row)), count)  # [n]
+    image = first[record] + np.arange(len(record)) - np.repeat(np.cumsum(count) - count, count)  # in its shard's table
+    fields = {name: np.empty(len(record), np.int64) for name in ("offset", "size", "crc32", "uid", "group", "view")}
+    for number, table in tables.items():
+        here = shard[record] == number
+        for name, field in fields.items():
+            field[here] = getattr(table, name)[image[here]]
+    drawn = np.zeros((len(record), NUM_DRAWS), np.float32)
+    if seed is not None:
+        drawn = draws(seed, epoch[record], fields["uid"], (manifest.starts[shard] + row)[record], fields["view"])
+    return Plan(
+        shard=shard[record],
+        row=row[record],
+        record=record,
+        present=~bad[record],
+        draws=drawn,
+        sample=np.stack([epoch, shard, row], axis=1),
+        match=match if manifest.kind == "labelled_pair" else None,
+        weight=weight if manifest.weighted else None,
+        whole_records=True,
+        **fields,
+    )
+
+
+def plan_units(manifest: Manifest, epoch: Int64s, shard: Int64s, rows: Int64s, valid: Bools, *, seed: int) -> Plan:
+    """U units of K rows of one class each, every row a record of its own: view 0 the first, 1 the rest.  [U], [U], [U, K], [U, K]
+
+    Rows of a unit are no views of one record, so that the same image twice in a class is never its own positive.
+    """
+    num_units, per_class = rows.shape
+    plan = plan_records(manifest, np.repeat(epoch, per_class), np.repeat(shard, per_class), rows.reshape(-1), seed=seed)
+    view = np.tile((np.arange(per_class) > 0).astype(np.int64), num_units)
+    return replace(
+        plan,
+        view=view,
+        present=plan.present & valid.reshape(-1),
+        draws=draws(seed, np.repeat(epoch, per_class), plan.uid, manifest.starts[plan.shard] + plan.row, view),
+        whole_records=False,
+    )
+
+
+def mask_padding(plan: Plan, real: Bools) -> Plan:
+    """Mark records that only fill a batch up.  real: [R]"""
+    sample = np.where(real[:, None], plan.sample, np.asarray([0, -1, -1]))
+    return replace(plan, present=plan.present & real[plan.record], sample=sample)

@@ -1,0 +1,58 @@
+"""One image on its way into a shard: checked by really decoding it, measured, and transcoded where needed."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from dataclasses import dataclass
+
+from PIL import Image
+
+from pipelines.decode import FORMATS, MAX_PIXELS, Pixels, decode, read_header
+from pipelines.hashing import hash_bytes
+
+JPEG_QUALITY = 92
+
+
+@dataclass(frozen=True, slots=True)
+class PackedImage:
+    """The bytes that go into the tar and what the manifest says about them."""
+
+    data: bytes
+    suffix: str
+    width: int
+    height: int
+    crc32: int
+    uid: int
+
+
+def prepare(data: bytes, *, max_side: int | None = None, max_pixels: int = MAX_PIXELS) -> PackedImage:
+    """Check an image and bring it into the form in which it is stored.
+
+    JPEG, PNG and WebP keep their bytes unless the longest side is above `max_side`; everything else becomes PNG.
+    Raises ValueError with the reason when it cannot be decoded.
+    """
+    header = read_header(data, max_pixels=max_pixels)
+    pixels = decode(data, max_pixels=max_pixels)
+    width, height, suffix = header.width, header.height, FORMATS.get(header.format)
+    too_large = max_side is not None and max(width, height) > max_side
+    if suffix is None or too_large:
+        suffix = "jpg" if suffix == "jpg" else "png"
+        data, width, height = _encode(pixels, suffix, max_side if too_large else None)
+    return PackedImage(data, suffix, width, height, zlib.crc32(data), hash_bytes(data))
+
+
+def _encode(pixels: Pixels, suffix: str, max_side: int | None) -> tuple[bytes, int, int]:
+    """Upright baseline JPEG 4:2:0 or PNG, made smaller to `max_side`."""
+    image = Image.fromarray(pixels)
+    if max_side is not None:
+        scale = max_side / max(image.size)
+        image = image.resize(
+            (max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.LANCZOS
+        )
+    buffer = io.BytesIO()
+    if suffix == "jpg":
+        image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling="4:2:0")
+    else:
+        image.save(buffer, "PNG")
+    return buffer.getvalue(), image.width, image.height

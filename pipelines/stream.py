@@ -1,0 +1,165 @@
+"""The loaders: an endless stream to train on, and one pass in order to evaluate on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import TracebackType
+
+import numpy as np
+
+from configs.schema import Augment, Data
+from pipelines.batch import Batch
+from pipelines.fill import Filler
+from pipelines.manifest import Manifest
+from pipelines.order import Order
+from pipelines.plan import Plan, mask_padding, plan_records, plan_units
+from pipelines.tally import OnBad, Tally
+from pipelines.units import Units
+
+
+class Loader:
+    """One rank's slices of the stream's batches, without end.
+
+    Batch t of the stream is the positions [t * units, (t + 1) * units), whatever the world size; a position counts records,
+    or units of K rows with `data.per_class`. `position` is where the next batch begins that `next` has not returned yet:
+    it is all that a checkpoint needs. `wait_s`, `images` and `bad` count what happened so far.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        data: Data,
+        *,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        position: int = 0,
+        on_bad: OnBad | None = None,
+    ) -> None:
+        """Raises ValueError when the data cannot make such batches."""
+        units_per_epoch(manifest, data)  # refuses what is impossible
+        self.units_per_batch = data.batch // (data.per_class or 1)
+        if not 0 <= rank < world <= self.units_per_batch:
+            raise ValueError(f"rank {rank} of {world} workers cannot have a share of {self.units_per_batch} units a batch")
+        self.position = position
+        self._manifest, self._seed, self._rank, self._world = manifest, seed, rank, world
+        self._units = _units(manifest, data, seed)
+        sizes = manifest.sizes if self._units is None else self._units.sizes
+        self._order = Order(sizes, seed=seed, lanes=data.lanes, window=data.window)
+        self._tally = Tally(manifest, data.max_bad_fraction, on_bad)
+        starts = itertools.count(position, self.units_per_batch)
+        self._filler = Filler(manifest, data, data.augment, (self._planner(start) for start in starts))
+
+    def __iter__(self) -> Loader:
+        return self
+
+    def __next__(self) -> Batch:
+        """Raises RuntimeError when too many images are unreadable, and whatever a thread ran into."""
+        filled = next(self._filler)
+        self._tally.count(filled)
+        self.position += self.units_per_batch
+        return filled.batch
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds that `next` has waited for images."""
+        return self._filler.wait_s
+
+    @property
+    def images(self) -> int:
+        return self._tally.images
+
+    @property
+    def bad(self) -> int:
+        return self._tally.bad
+
+    def close(self) -> None:
+        """Stop the threads; the loader cannot be used any more."""
+        self._filler.close()
+
+    def _planner(self, start: int) -> Callable[[], Plan]:
+        # The order is asked here, in the consumer's thread: it is fast, and not made for several threads.
+        epoch, shard, row = self._order.slice(start, self.units_per_batch, self._rank, self._world)
+        if self._units is None:
+            return partial(plan_records, self._manifest, epoch, shard, row, seed=self._seed)
+        rows, valid = self._units.rows(epoch, shard, row)
+        return partial(plan_units, self._manifest, epoch, shard, rows, valid, seed=self._seed)
+
+
+def evaluation_batches(
+    manifest: Manifest, data: Data, *, rank: int = 0, world: int = 1, batch: int = 256, on_bad: OnBad | None = None
+) -> Iterator[Batch]:
+    """Every record once over all ranks, not augmented; every rank gets the same number of batches of the same size.
+
+    The ranks' batches number b, one after the other, are the records [b * world * batch, (b + 1) * world * batch) in the
+    manifest's order; what is missing at the end is padding, with `valid` False and a `sample` of (0, -1, -1).
+    """
+    batch = min(batch, -(-manifest.num_samples // world))
+    starts = range(0, manifest.num_samples, world * batch)
+    plans = (partial(_plan_pass, manifest, start + rank * batch, batch) for start in starts)
+    filler = Filler(manifest, data, Augment(), plans)
+    tally = Tally(manifest, data.max_bad_fraction, on_bad)
+    try:
+        for filled in filler:
+            tally.count(filled)
+            yield filled.batch
+    finally:
+        filler.close()
+
+
+def units_per_epoch(manifest: Manifest, data: Data) -> int:
+    """How many positions of the stream make an epoch: records, or units of K rows.
+
+    Raises ValueError when batches as `data` wants them cannot be made.
+    """
+    if manifest.kind == "labelled" and manifest.num_classes < 2:
+        raise ValueError(f"{str(manifest.path)!r} has {manifest.num_classes} class; telling classes apart takes at least 2")
+    if data.per_class is None:
+        _require_enough(manifest, data.batch, manifest.num_samples, "records", "data.batch")
+        return manifest.num_samples
+    if manifest.kind != "labelled":
+        raise ValueError(f"data.per_class is for labelled data, but {str(manifest.path)!r} is of kind {manifest.kind!r}")
+    longest = int(manifest.runs.length.max())
+    if data.per_class > longest:
+        raise ValueError(
+            f"data.per_class {data.per_class} is more than the longest run of one class in {str(manifest.path)!r}, {longest} "
+            "images; lower it, or pack with longer runs"
+        )
+    units = _units(manifest, data, seed=0)
+    assert units is not None
+    per_epoch = int(units.sizes.sum())
+    _require_enough(
+        manifest, data.batch // data.per_class, per_epoch, f"runs of {data.per_class}", "data.batch / data.per_class"
+    )
+    return per_epoch
+
+
+def _units(manifest: Manifest, data: Data, seed: int) -> Units | None:
+    if data.per_class is None:
+        return None
+    return Units(manifest.runs, len(manifest.sizes), per_class=data.per_class, tail=data.tail, seed=seed)
+
+
+def _require_enough(manifest: Manifest, wanted: int, there: int, what: str, setting: str) -> None:
+    if wanted > there:
+        raise ValueError(
+            f"{setting} = {wanted} is more than the {there} {what} of {str(manifest.path)!r}; lower data.batch or add data"
+        )
+
+
+def _plan_pass(manifest: Manifest, start: int, batch: int) -> Plan:
+    """Records [start, start + batch) in the manifest's order, padded with the last one."""
+    index = np.arange(start, start + batch, dtype=np.int64)
+    real = index < manifest.num_samples
+    index = np.minimum(index, manifest.num_samples - 1)
+    shard = np.searchsorted(manifest.starts, index, side="right") - 1
+    plan = plan_records(manifest, np.zeros_like(index), shard, index - manifest.starts[shard], seed=None)
+    return mask_padding(plan, real)

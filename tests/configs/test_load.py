@@ -1,0 +1,101 @@
+"""Reading a config: what is taken, and what a mistake is answered with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from configs.load import dump_config, load_config, parse_config
+from configs.registry import PARTS, checked_options, resolve
+from configs.schema import Part
+
+GOOD = """
+name: emoji
+seed: 7
+data:     {train: shards/train, eval: shards/eval, image_size: 48, batch: 256, per_class: 2, threads: 2}
+encoder:  {name: convnet, dim: 128}
+loss:     {name: info_nce, temperature: 0.07}
+optim:    {name: adamw, lr: 2.0e-3, weight_decay: 0.05, schedule: cosine, warmup_steps: 50, clip_norm: 1.0}
+train:    {steps: 1000, micro_batch: null, reproducible: false, precision: fp32, log_every: 10}
+cluster:  {workers: 2, gpus_per_worker: 0, max_failures: 3, storage: runs}
+tracking: {uri: "sqlite:///runs/mlflow.db", experiment: nearfar, register: emoji, promote: {metric: recall_at_1, alias: champion}}
+"""
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(GOOD)
+    return path
+
+
+def test_a_dumped_config_reads_back_as_the_same_config(good: Path, tmp_path: Path) -> None:
+    config = load_config(good, ["optim.lr=1e-3", "data.augment.crop=[0.5, 1]"])
+    assert (config.optim.lr, config.data.augment.crop) == (0.001, (0.5, 1.0))
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_config(config))
+    assert load_config(again) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lrr=1", "optim.lrr: unknown setting; did you mean 'lr'?"),
+        ("batch=3", "did you mean data.batch?"),
+        ("data.batch=1", "data.batch: Input should be greater than or equal to 2"),
+        ("data.per_class=3", "data.batch 256 is not a multiple of data.per_class 3; try 258"),
+        ("train.epochs=2", "exactly one of steps and epochs"),
+        ("cluster.workers=many", "cluster.workers: "),
+        ("cluster.workers=200", "cluster.workers 200 is more than the 128 units of a batch"),
+        ("train.micro_batch=3", "train.micro_batch 3 is not a multiple of data.per_class 2"),
+        ("steps", "expected key.path=value"),
+        ("name.x=1", "'name' holds 'emoji', not a section"),
+        ("data.augment.crop=[1, 0.5]", "crop is [smallest, largest]"),
+        ("data.augment=5", "data.augment: "),
+        ("optim.lr=-1", "optim.lr: Input should be greater than 0"),
+        ("optim.lr=.nan", "optim.lr: "),
+        ("name=a/b", "name: "),
+        ("data=[", "not valid YAML"),
+    ],
+)
+def test_a_mistake_is_one_message_that_names_the_key(good: Path, override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=".") as caught:
+        load_config(good, [override])
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "a: b: c", "name: x\nname: y", "\x00", "? [a]\n: b"])
+def test_a_file_that_is_no_config_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"bad\.yaml"):
+        load_config(path)
+
+
+def test_settings_that_only_set_the_pace_do_not_change_the_identity(good: Path) -> None:
+    base = load_config(good).identity()
+    for pace in ("data.threads=5", "cluster.workers=4", "train.log_every=1", "train.micro_batch=64", "tracking.experiment=x"):
+        assert load_config(good, [pace]).identity() == base
+    for matter in ("seed=8", "data.batch=128", "optim.lr=1e-3", "loss.temperature=0.1", "encoder.dim=64", "train.steps=5"):
+        assert load_config(good, [matter]).identity() != base
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, parts in PARTS.items() for name in parts])
+def test_every_registered_part_can_be_resolved(kind: str, name: str) -> None:
+    assert callable(resolve(kind, name))
+
+
+def test_options_of_a_part_are_checked_against_its_signature() -> None:
+    part = parse_config({"name": "a", "data": {"train": "x"}, "train": {"steps": 1}, "loss": {"name": "triplet"}}).loss
+    assert checked_options("loss", part, resolve("loss", "triplet"), ()) == {}
+    for options, message in [
+        ({"margn": 1}, "did you mean 'margin'?"),
+        ({"margin": "wide"}, "loss.margin: "),
+        ({"miner": "lucky"}, "loss.miner: "),
+    ]:
+        with pytest.raises(ValueError, match=".") as caught:
+            checked_options("loss", Part.model_validate({"name": "triplet", **options}), resolve("loss", "triplet"), ())
+        assert message in str(caught.value)
+    with pytest.raises(ValueError, match="did you mean 'info_nce'"):
+        resolve("loss", "infonce")

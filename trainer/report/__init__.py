@@ -1,0 +1,1 @@
+"""The HTML report of a run: what it learned, shown on images."""
