@@ -119,10 +119,9 @@ class Filler:
 def _assemble(plan: Plan, images: Tensor, bad: list[Bad]) -> Batch:
     valid = plan.present.copy()
     valid[[one.index for one in bad]] = False
-    if plan.whole_records:
-        spoiled = np.zeros(len(plan.sample), dtype=bool)
-        spoiled[plan.record[~valid]] = True
-        valid &= ~spoiled[plan.record]
+    spoiled = np.zeros(len(plan.sample), dtype=bool)  # one bad image spoils its record
+    spoiled[plan.record[~valid]] = True
+    valid &= ~spoiled[plan.record]
     return Batch(
         images=images,
         group=torch.from_numpy(plan.group),

@@ -33,7 +33,6 @@ class Plan:
     sample: Int64s  # [R, 3] (epoch, shard, row); (0, -1, -1) for padding
     match: Int64s | None  # [R]
     weight: NDArray[np.float32] | None  # [R]
-    whole_records: bool  # whether one bad image spoils its record
 
     @property
     def num_images(self) -> int:
@@ -69,7 +68,6 @@ def plan_records(manifest: Manifest, epoch: Int64s, shard: Int64s, row: Int64s, 
         sample=np.stack([epoch, shard, row], axis=1),
         match=match if manifest.kind == "labelled_pair" else None,
         weight=weight if manifest.weighted else None,
-        whole_records=True,
         **fields,
     )
 
@@ -87,7 +85,6 @@ def plan_units(manifest: Manifest, epoch: Int64s, shard: Int64s, rows: Int64s, v
         view=view,
         present=plan.present & valid.reshape(-1),
         draws=draws(seed, np.repeat(epoch, per_class), plan.uid, manifest.starts[plan.shard] + plan.row, view),
-        whole_records=False,
     )
 
 

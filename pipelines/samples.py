@@ -1,4 +1,4 @@
-"""The samples table of one shard: where every image lies, and what it is compared with."""
+"""The tables of a manifest on disk, and the samples table of one shard in memory."""
 
 from __future__ import annotations
 
@@ -33,6 +33,17 @@ RECORD_COLUMNS: dict[str, pa.DataType] = {
     "weight": pa.float32(),
     "bad": pa.bool_(),
 }
+SHARDS_SCHEMA = pa.schema(
+    {
+        "url": pa.string(),  # relative to the manifest
+        "num_samples": pa.int64(),
+        "nbytes": pa.int64(),
+        "sha256": pa.string(),
+        "samples": pa.string(),  # the file with its samples table, and the row group there
+        "row_group": pa.int64(),
+        "num_bad": pa.int64(),
+    }
+)
 SCHEMA = pa.schema({**RECORD_COLUMNS, **{name: pa.list_(kind) for name, kind in IMAGE_COLUMNS.items()}})
 
 

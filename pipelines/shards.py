@@ -20,7 +20,7 @@ from pipelines.hashing import hash_entity
 from pipelines.manifest import FORMAT, ORDER_VERSION, VERSION, digest_of
 from pipelines.prepare import PackedImage
 from pipelines.records import Record, describe, make_key, member_groups, member_names
-from pipelines.samples import SCHEMA
+from pipelines.samples import SCHEMA, SHARDS_SCHEMA
 
 BLOCK = 512  # of a tar: headers take one, contents are filled up to a multiple
 SHARDS_PER_FILE = 1000  # row groups in one samples file, to keep its footer small
@@ -190,7 +190,7 @@ class ShardWriter:
         if self._open is not None:
             self._close_shard()
         self._close_samples()
-        shards = pa.Table.from_pylist(self._shards)
+        shards = pa.Table.from_pylist(self._shards, SHARDS_SCHEMA)
         pyarrow.parquet.write_table(shards, self.out / "shards.parquet")
         runs = [list(column) for column in zip(*self._runs, strict=True)] or [[], [], []]
         runs_table = pa.table([pa.array(column, pa.int64()) for column in runs], names=["shard", "start", "length"])

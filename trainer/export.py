@@ -33,11 +33,14 @@ class _FromBytes(nn.Module):
         return vectors
 
 
-def export_encoder(encoder: nn.Module, folder: Path, *, image_size: int, resize: str, card: Mapping[str, Any]) -> None:
+def export_encoder(
+    encoder: nn.Module, folder: Path, *, image_size: int, resize: str, card: Mapping[str, Any], max_pixels: int = MAX_PIXELS
+) -> None:
     """Write program.pt2, preprocessing.json, model.py and MODEL_CARD.md; an earlier export in `folder` is replaced.
 
     The program maps uint8 [n, 3, image_size, image_size] to float32 unit vectors [n, dim], any n >= 1, on the CPU.
-    `card` maps headings to text, to a list or to a mapping of facts. `encoder` itself is left as it is.
+    `card` maps headings to text, to a list or to a mapping of facts; images above `max_pixels` are refused. `encoder`
+    itself is left as it is.
     Raises ValueError when `folder` holds something else, RuntimeError when the encoder cannot be exported.
     """
     if folder.exists() and not (folder / "preprocessing.json").is_file():
@@ -49,7 +52,7 @@ def export_encoder(encoder: nn.Module, folder: Path, *, image_size: int, resize:
         building.mkdir()
         torch.export.save(program, building / "program.pt2")
         settings = {"version": portable_model.FORMAT, "image_size": image_size, "resize": resize, "dim": dim}
-        settings |= {"max_pixels": MAX_PIXELS, "torch": torch.__version__}
+        settings |= {"max_pixels": max_pixels, "torch": torch.__version__}
         (building / "preprocessing.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         shutil.copyfile(portable_model.__file__, building / "model.py")
         (building / "MODEL_CARD.md").write_text(_card(card, settings), encoding="utf-8")

@@ -11,6 +11,7 @@ import binascii
 import io
 import json
 import os
+import struct
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,21 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMAT = 1
+STRIP = 64  # an image longer than this times its width is cut to its middle before it grows to the square
 CHUNK = 256  # images decoded and encoded at once; bounds the memory of a long column
+
+# What Pillow's readers raise for damaged files; not MemoryError.
+DAMAGED = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    IndexError,
+    KeyError,
+    TypeError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
 Pixels: TypeAlias = npt.NDArray[np.uint8]
@@ -58,7 +73,7 @@ class Encoder:
             return preprocess(read_image(value), self.image_size, self.resize, self.max_pixels)
         except UnidentifiedImageError:
             raise ValueError(f"row {row} is not an image in a format that Pillow {PIL.__version__} knows") from None
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a broken PNG
+        except DAMAGED as error:
             raise ValueError(f"row {row} is not a readable image: {error}") from error
 
 
@@ -106,6 +121,11 @@ def fit(image: Image.Image, size: int, resize: str) -> Image.Image:
         return image.resize((size, size), Image.Resampling.BILINEAR)
     if resize not in ("crop", "pad"):
         raise ValueError(f"resize is crop, pad or squash, got {resize!r}")
+    if resize == "crop" and max(width, height) > STRIP * min(width, height):
+        strip = STRIP * min(width, height)
+        left, top = max(0, width - strip) // 2, max(0, height - strip) // 2
+        width, height = min(width, strip), min(height, strip)
+        image = image.crop((left, top, left + width, top + height))
     scale = size / (min if resize == "crop" else max)(width, height)
     least = size if resize == "crop" else 1
     width, height = max(least, round(width * scale)), max(least, round(height * scale))

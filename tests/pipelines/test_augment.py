@@ -13,9 +13,7 @@ from pipelines.augment import Draw, apply, crop_box, draws
 from pipelines.batch import NUM_DRAWS
 from pipelines.geometry import whole
 
-EVERYTHING = Augment(
-    crop=(0.5, 1.0), flip=0.5, rotate=30.0, scale=0.2, shift=0.1, color=0.4, hue=0.1, grayscale=0.3, erase=0.5
-)
+EVERYTHING = Augment(crop=(0.5, 1.0), flip=0.5, rotate=30.0, scale=0.2, shift=0.1, color=0.4, hue=0.1, grayscale=0.3, erase=0.5)
 CONFIGS = {
     "all": EVERYTHING,
     **{name: Augment.model_validate({name: value}) for name, value in EVERYTHING if value and name not in ("crop", "aspect")},

@@ -89,7 +89,7 @@ def test_other_modes_become_rgb(painter: Painter) -> None:
 def test_truncated_files_are_refused(painter: Painter, kind: str) -> None:
     data = saved(painter(7, (80, 60)), kind)
     for share in (0.02, 0.3, 0.8):
-        with pytest.raises(ValueError, match="."):
+        with pytest.raises(ValueError, match=r"damaged|known format|empty"):
             decode(data[: int(len(data) * share)])
 
 

@@ -267,9 +267,7 @@ def test_nothing_readable_leaves_nothing_behind(tmp_path: Path, make_classes: Ma
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
-def test_an_interruption_and_a_full_disk_leave_nothing_behind(
-    tmp_path: Path, folder: Path, error: BaseException
-) -> None:
+def test_an_interruption_and_a_full_disk_leave_nothing_behind(tmp_path: Path, folder: Path, error: BaseException) -> None:
     def interrupt(done: int, total: int | None) -> None:
         if done == 30:
             raise error
@@ -352,7 +350,8 @@ def test_tables_of_every_kind_and_format_are_packed(tmp_path: Path, pictures: li
             assert {members: float(table.weight[i]) for members, i in rows.items()} == {(0, 2, 4, 6): 0.5, (1, 3, 5): 2.0}
             assert len(set(table.group.tolist())) == 2 + 3
             assert manifest.weighted
-        names = sorted(tarfile.open(manifest.shard_path(0)).getnames())
+        with tarfile.open(manifest.shard_path(0)) as tar:
+            names = tar.getnames()
         assert {name.partition(".")[2].partition(".")[0] for name in names} >= set(MEMBERS[kind]) - {""}
 
 

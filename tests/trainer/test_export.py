@@ -18,6 +18,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipelines.decode import decode
+from pipelines.geometry import place, whole
 from trainer.export import export_encoder, load_exported, parity
 from trainer.portable_model import column, preprocess
 
@@ -153,6 +155,19 @@ def test_pad_keeps_the_whole_image_on_white_and_crop_fills_the_square(width: int
     assert (preprocess(black, SIZE, "pad", LIMIT)[0] == 0).sum() == short * SIZE
 
 
+@pytest.mark.parametrize("resize", ["crop", "pad", "squash"])
+def test_the_pixels_are_those_that_evaluation_sees(resize: str) -> None:
+    random = np.random.default_rng(1)
+    files = [make(smooth()) for make in MODES.values()]
+    for height, width in ((1, 900), (700, 2), (24, 24), (31, 90), (90, 31), (7, 5)):
+        noise = random.integers(0, 256, (height, width, 4), dtype=np.uint8)
+        files += [encoded(Image.fromarray(noise)), encoded(Image.fromarray(noise[..., 0].astype(np.uint16) * 200))]
+    for data in files:
+        pixels = decode(data)
+        seen = place(pixels, whole(pixels.shape[1], pixels.shape[0], SIZE, resize), SIZE).numpy().astype(int)
+        assert np.abs(preprocess(data, SIZE, resize, LIMIT).astype(int) - seen).max() <= 1
+
+
 def test_bytes_paths_and_base64_are_the_same_image(folder: Path, images: list[bytes], tmp_path: Path) -> None:
     path = tmp_path / "an image with ünicode"
     path.write_bytes(images[0])
@@ -178,6 +193,7 @@ def test_bytes_paths_and_base64_are_the_same_image(folder: Path, images: list[by
         (3.5, "row 1 .*got float"),
     ],
 )
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_bad_image_is_named_by_its_row(folder: Path, images: list[bytes], bad: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_exported(folder)([images[0], bad])  # type: ignore[list-item]

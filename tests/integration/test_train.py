@@ -1,0 +1,160 @@
+"""One config, any way to run it: the same numbers, and a model that others can load."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster.runfolder import read_lines
+
+ROOT = Path(__file__).parents[2]
+
+
+def train(config: Path, name: str, *arguments: str) -> dict[str, Any]:
+    """`nearfar train` as its own process; the result that --json prints."""
+    done = start(config, name, "--json", *arguments)
+    out, err = done.communicate(timeout=300)
+    assert done.returncode == 0, err
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+def start(config: Path, name: str, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "cluster.cli", "train", str(config), "--set", f"name={name}", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def curve(result: dict[str, Any]) -> dict[int, dict[str, float]]:
+    rows = list(read_lines(Path(result["run"]) / "metrics.jsonl"))
+    steps = [row["step"] for row in rows]
+    assert steps == sorted(set(steps)), "each step once"
+    return {row["step"]: row for row in rows}
+
+
+@pytest.fixture(scope="module")
+def reference(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The config, and the run of one process without Ray."""
+    from tests.conftest import CONFIG
+
+    folder = tmp_path_factory.mktemp("runs")
+    config = folder / "run.yaml"
+    config.write_text(CONFIG.format(name="small", shards=digits, storage=folder / "runs"))
+    settings = ["--set", "cluster.workers=1", "--set", "data.threads=1", "--set", "tracking.register=digits"]
+    return config, train(config, "one", "--local", *settings)
+
+
+def assert_same_curve(result: dict[str, Any], reference: dict[str, Any]) -> None:
+    found, expected = curve(result), curve(reference)
+    assert list(found) == list(expected) == list(range(51))
+    for step, row in expected.items():
+        for key in ("train/loss", "train/grad_norm", "val/recall_at_1", "val/map_at_r"):
+            if key in row:
+                assert found[step][key] == pytest.approx(row[key], rel=1e-8), (step, key)
+
+
+def test_training_learns(reference: tuple[Path, dict[str, Any]]) -> None:
+    result = reference[1]
+    assert result["metrics"]["map_at_r"] > result["before"]["map_at_r"] + 0.05
+
+
+def test_two_local_processes_give_the_curve_of_one(reference: tuple[Path, dict[str, Any]]) -> None:
+    assert_same_curve(train(reference[0], "two", "--local", "--set", "data.threads=3"), reference[1])
+
+
+def test_micro_batches_give_the_same_curve(reference: tuple[Path, dict[str, Any]]) -> None:
+    result = train(reference[0], "micro", "--local", "--set", "train.micro_batch=6", "--set", "tracking.enabled=false")
+    assert_same_curve(result, reference[1])
+
+
+def test_ray_with_two_workers_gives_the_curve_of_one_process(reference: tuple[Path, dict[str, Any]]) -> None:
+    assert_same_curve(train(reference[0], "ray"), reference[1])
+
+
+def test_a_run_killed_with_its_driver_goes_on_as_if_nothing_had_happened(reference: tuple[Path, dict[str, Any]]) -> None:
+    config, expected = reference
+    metrics = Path(expected["run"]).parent / "killed" / "metrics.jsonl"
+    driver = start(config, "killed", "--local", "--set", "cluster.workers=1")
+    deadline = time.monotonic() + 120
+    while len(list(read_lines(metrics))) < 28:  # past the checkpoint at 20, before the one at 40
+        assert driver.poll() is None, driver.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate()
+    result = train(config, "killed", "--local", "--resume")
+    assert_same_curve(result, expected)
+    starts = [row["from_step"] for row in read_lines(Path(result["run"]) / "attempts.jsonl")]
+    assert starts == [0, 20]
+
+
+def test_a_killed_worker_is_replaced_and_the_curve_stays(reference: tuple[Path, dict[str, Any]]) -> None:
+    config, expected = reference
+    run = Path(expected["run"]).parent / "worker"
+    driver = start(config, "worker", "--local", "--json", "--set", "tracking.enabled=false")
+    deadline = time.monotonic() + 120
+    while len(list(read_lines(run / "metrics.jsonl"))) < 28:
+        assert driver.poll() is None, driver.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(_workers(driver.pid)[-1], signal.SIGKILL)
+    out, err = driver.communicate(timeout=200)
+    assert driver.returncode == 0, err
+    assert_same_curve(json.loads(out), expected)
+    assert [row["from_step"] for row in read_lines(run / "attempts.jsonl")] == [0, 20]
+
+
+def _workers(pid: int) -> list[int]:
+    """The spawned ranks of a driver: children that run multiprocessing's spawn_main."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(c) for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
+
+
+def test_the_registered_model_gives_the_embeddings_of_the_trained_encoder(
+    reference: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    from cluster.gallery import Gallery
+    from cluster.outcome import trained_encoder
+    from cluster.runfolder import RunFolder
+
+    _, result = reference
+    assert result["model"] == "models:/digits@champion"
+    folder = RunFolder(Path(result["run"]))
+    config = folder.config()
+    gallery = Gallery(config, trained_encoder(config, folder))
+    for i in range(40):
+        (tmp_path / f"{i}.png").write_bytes(gallery.image(i))
+    code = (
+        "import sys, pathlib, numpy, mlflow\n"
+        "mlflow.set_tracking_uri(sys.argv[1])\n"
+        "model = mlflow.pyfunc.load_model('models:/digits@champion')\n"
+        "images = [pathlib.Path(sys.argv[2], f'{i}.png').read_bytes() for i in range(40)]\n"
+        "numpy.save(pathlib.Path(sys.argv[2], 'found.npy'), model.predict(images))\n"
+        "assert not {'trainer', 'pipelines', 'cluster', 'configs'} & set(sys.modules)\n"
+    )
+    environment = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    arguments = [sys.executable, "-c", code, result["tracking_uri"], str(tmp_path)]
+    subprocess.run(arguments, check=True, cwd=tmp_path, env=environment, capture_output=True)
+    cosine = (np.load(tmp_path / "found.npy") * gallery.found.vectors[:40].numpy()).sum(1)
+    assert cosine.min() > 0.9999
+
+
+def test_mlflow_holds_the_curve_the_params_and_the_report(reference: tuple[Path, dict[str, Any]]) -> None:
+    from mlflow import MlflowClient
+
+    _, result = reference
+    client = MlflowClient(result["tracking_uri"])
+    run = client.get_run(result["mlflow_run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["loss.name"] == "info_nce"
+    losses = {m.step: m.value for m in client.get_metric_history(run.info.run_id, "train/loss")}
+    assert losses == {step: row["train/loss"] for step, row in curve(result).items() if "train/loss" in row}
+    assert {"config.yaml", "metrics.jsonl", "report"} <= {a.path for a in client.list_artifacts(run.info.run_id)}

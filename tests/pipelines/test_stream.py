@@ -1,0 +1,339 @@
+"""The loader gives the same samples whatever the threads, the ranks and the moment it starts at."""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import torch
+from PIL import Image
+
+from configs.schema import Augment, Data
+from pipelines.batch import Batch
+from pipelines.decode import decode
+from pipelines.fill import Filler
+from pipelines.geometry import place, whole
+from pipelines.hashing import hash_bytes
+from pipelines.manifest import Manifest
+from pipelines.pack import pack
+from pipelines.read import Reader
+from pipelines.stream import Loader, evaluation_batches, units_per_epoch
+
+AUGMENT = Augment(crop=(0.5, 1.0), flip=0.5, color=0.3)
+Painter = Callable[..., Image.Image]
+
+
+def settings(**values: Any) -> Data:
+    defaults = {
+        "train": "x",
+        "image_size": 16,
+        "batch": 8,
+        "lanes": 4,
+        "window": 16,
+        "augment": AUGMENT,
+        "max_bad_fraction": 1.0,
+    }
+    return Data.model_validate({**defaults, **values})
+
+
+def take(manifest: Manifest, data: Data, count: int, **options: Any) -> list[Batch]:
+    with Loader(manifest, data, **{"seed": 5, **options}) as loader:
+        return [next(loader) for _ in range(count)]
+
+
+def assert_equal(one: Batch, other: Batch) -> None:
+    for field in fields(Batch):
+        left, right = getattr(one, field.name), getattr(other, field.name)
+        assert (left is None and right is None) or torch.equal(left, right), field.name
+
+
+def joined(parts: Iterable[Batch]) -> Batch:
+    """Ranks' batches as one; records are counted on."""
+    parts = list(parts)
+    values: dict[str, Any] = {}
+    for field in fields(Batch):
+        tensors = [getattr(part, field.name) for part in parts]
+        values[field.name] = None if tensors[0] is None else torch.cat(tensors)
+    starts = np.cumsum([0, *[part.num_records for part in parts]])
+    values["record"] = torch.cat([part.record + int(start) for part, start in zip(parts, starts, strict=False)])
+    return Batch(**values)
+
+
+def samples(batches: Iterable[Batch]) -> list[tuple[int, ...]]:
+    return [tuple(row) for batch in batches for row in batch.sample.tolist()]
+
+
+@pytest.fixture
+def triplets(tmp_path: Path, painter: Painter) -> Manifest:
+    """Twelve triplets with one to three negatives."""
+    data = []
+    for i in range(60):
+        buffer = io.BytesIO()
+        painter(100 + i).save(buffer, "PNG")
+        data.append(buffer.getvalue())
+    columns: dict[str, list[Any]] = {"anchor": data[:12], "positive": data[12:24], "weight": [1.0 + i for i in range(12)]}
+    for number in range(3):
+        part = data[24 + 12 * number : 36 + 12 * number]
+        columns[f"negative{number}"] = [value if i % 3 >= number else None for i, value in enumerate(part)]
+    pyarrow.parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+    pack(tmp_path / "t.parquet", tmp_path / "triplets", kind="triplet")
+    return Manifest.open(tmp_path / "triplets")
+
+
+@pytest.mark.parametrize("options", [{}, {"per_class": 2}, {"per_class": 4, "tail": "drop"}])
+def test_threads_and_ranks_change_nothing(many_shards: Manifest, options: dict[str, Any]) -> None:
+    one = take(many_shards, settings(threads=1, prefetch=1, **options), 9)
+    for batch, other in zip(one, take(many_shards, settings(threads=3, prefetch=5, **options), 9), strict=True):
+        assert_equal(batch, other)
+    for world in (2, 3) if not options.get("per_class") == 4 else (2,):
+        ranks = [take(many_shards, settings(**options), 9, rank=rank, world=world) for rank in range(world)]
+        for batch, parts in zip(one, zip(*ranks, strict=True), strict=True):
+            assert_equal(batch, joined(parts))
+
+
+def test_ragged_triplets_are_the_same_for_any_world(triplets: Manifest) -> None:
+    data = settings(batch=5)
+    one = take(triplets, data, 6)
+    ranks = [take(triplets, data, 6, rank=rank, world=3) for rank in range(3)]
+    for batch, parts in zip(one, zip(*ranks, strict=True), strict=True):
+        assert_equal(batch, joined(parts))
+
+
+@pytest.mark.parametrize("per_class", [None, 2])
+def test_a_run_can_go_on_from_any_position(many_shards: Manifest, per_class: int | None) -> None:
+    data = settings(per_class=per_class)
+    with Loader(many_shards, data, seed=5) as loader:
+        seen = [(loader.position, next(loader)) for _ in range(20)]
+    for position, batch in seen[::6]:
+        assert_equal(batch, take(many_shards, data, 1, position=position, world=1)[0])
+    assert [position for position, _ in seen] == [t * 8 // (per_class or 1) for t in range(20)]
+
+
+def test_every_sample_comes_once_an_epoch_while_everything_changes(many_shards: Manifest) -> None:
+    rng = np.random.default_rng(1)
+    total, position, seen = many_shards.num_samples, 0, []
+    while position < 2 * total:
+        batch = min(int(rng.integers(2, 20)), 2 * total - position)
+        if batch < 2:
+            break
+        world = int(rng.integers(1, min(4, batch + 1)))
+        for rank in range(world):
+            seen += samples(take(many_shards, settings(batch=batch), 1, position=position, rank=rank, world=world))
+        position += batch
+    assert len(set(seen)) == len(seen) == position
+    assert {s for s in seen if s[0] == 0} == {(0, m, r) for m, size in enumerate(many_shards.sizes) for r in range(size)}
+
+
+def test_balanced_batches_hold_k_images_of_a_class(many_shards: Manifest) -> None:
+    for batch in take(many_shards, settings(batch=16, per_class=4), 10):
+        assert batch.record.tolist() == list(range(16))
+        assert batch.view.tolist() == [0, 1, 1, 1] * 4
+        for unit in range(4):
+            rows = slice(4 * unit, 4 * unit + 4)
+            assert len(set(batch.group[rows].tolist())) == 1
+            uids = batch.uid[rows][batch.valid[rows]].tolist()
+            assert len(set(uids)) == len(uids) > 0
+
+
+def test_records_bring_their_images_groups_and_weights(triplets: Manifest) -> None:
+    table = triplets.table(0)
+    (batch,) = take(triplets, settings(batch=12, augment=Augment()), 1)
+    assert batch.weight is not None
+    assert sorted(batch.weight.tolist()) == [1.0 + i for i in range(12)]
+    for record, (_, shard, row) in enumerate(batch.sample.tolist()):
+        rows = (batch.record == record).nonzero().flatten()
+        expected = slice(int(table.start[row]), int(table.start[row + 1]))
+        assert shard == 0
+        assert batch.uid[rows].tolist() == table.uid[expected].tolist()
+        assert batch.view[rows].tolist() == list(range(len(rows)))
+        assert batch.group[rows[0]] == batch.group[rows[1]]
+        assert len(set(batch.group[rows].tolist())) == len(rows) - 1
+        data = triplets.shard_path(0).read_bytes()
+        for index, at in zip(rows.tolist(), range(expected.start, expected.stop), strict=True):
+            pixels = decode(data[table.offset[at] : table.offset[at] + table.size[at]])
+            assert hash_bytes(data[table.offset[at] : table.offset[at] + table.size[at]]) == batch.uid[index]
+            assert torch.equal(batch.images[index], place(pixels, whole(40, 32, 16, "crop"), 16))
+
+
+def test_labelled_pairs_bring_their_match(tmp_path: Path, painter: Painter) -> None:
+    (tmp_path / "im").mkdir()
+    for i in range(8):
+        painter(i).save(tmp_path / "im" / f"{i}.png")
+    names = [f"im/{i}.png" for i in range(8)]
+    rows = [f"{names[2 * i]},{names[2 * i + 1]},{i % 2}\n" for i in range(4)]
+    (tmp_path / "t.csv").write_text("left,right,match\n" + "".join(rows))
+    pack(tmp_path / "t.csv", tmp_path / "out", kind="labelled_pair")
+    (batch,) = take(Manifest.open(tmp_path / "out"), settings(batch=4), 1)
+    assert batch.match is not None
+    assert sorted(batch.match.tolist()) == [0, 0, 1, 1]
+    groups = batch.group.reshape(4, 2)
+    assert (groups[:, 0] == groups[:, 1]).long().tolist() == batch.match.tolist()
+    assert batch.view.tolist() == [0, 1] * 4
+
+
+def test_draws_of_two_epochs_and_of_two_uses_differ(many_shards: Manifest) -> None:
+    batches = take(many_shards, settings(batch=56), 2)
+    first, second = ({int(u): d for u, d in zip(b.uid, b.draws, strict=True)} for b in batches)
+    assert first.keys() == second.keys()
+    assert all((first[uid] != second[uid]).any() for uid in first)
+    assert not torch.equal(*(b.images[b.uid.argsort()] for b in batches))
+
+
+def test_evaluation_shows_every_record_once_and_plain(many_shards: Manifest, folder: Path) -> None:
+    data = settings(resize="pad")
+    sources = [name for shard in range(len(many_shards.sizes)) for name in many_shards.sources(shard)]
+    for world, batch in ((1, 10), (2, 7), (3, 16), (5, 100)):
+        ranks = [list(evaluation_batches(many_shards, data, rank=rank, world=world, batch=batch)) for rank in range(world)]
+        assert len({len(batches) for batches in ranks}) == 1
+        assert len({part.images.shape for batches in ranks for part in batches}) == 1
+        together = joined(part for parts in zip(*ranks, strict=True) for part in parts)
+        valid = together.valid
+        rows = [tuple(row) for row in together.sample[together.record[valid]].tolist()]
+        assert rows == [(0, m, r) for m, size in enumerate(many_shards.sizes) for r in range(size)]
+        assert (together.sample[together.record[~valid]] == torch.tensor([0, -1, -1])).all()
+        for image, source in zip(together.images[valid], sources, strict=True):
+            pixels = np.array(Image.open(folder / source))
+            assert torch.equal(image, place(pixels, whole(40, 32, 16, "pad"), 16))
+
+
+@pytest.fixture
+def damaged(tmp_path: Path, folder: Path) -> tuple[Manifest, set[str]]:
+    """A data set with two images whose bytes changed after packing; returns their keys."""
+    pack(folder, tmp_path / "damaged")
+    manifest = Manifest.open(tmp_path / "damaged")
+    table, path = manifest.table(0), manifest.shard_path(0)
+    data = bytearray(path.read_bytes())
+    for row in (3, 17):
+        data[table.offset[row] + table.size[row] // 2] ^= 1
+    path.write_bytes(data)
+    return manifest, {manifest.keys(0)[row] for row in (3, 17)}
+
+
+def test_bad_images_keep_their_place_and_are_reported_once(
+    damaged: tuple[Manifest, set[str]], labelled: Manifest, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest, keys = damaged
+    reports: list[dict[str, Any]] = []
+    data = settings(batch=56)
+    caplog.set_level(logging.WARNING)
+    with Loader(manifest, data, seed=5, on_bad=reports.append) as loader:
+        batches = [next(loader) for _ in range(3)]
+        assert (loader.images, loader.bad) == (3 * 56, 6)
+    assert {report["key"] for report in reports} == keys
+    assert len(reports) == 2
+    assert all("CRC32" in report["reason"] and report["source"] and report["shard"] == "000000.tar" for report in reports)
+    assert len(caplog.records) == 2
+    for batch in batches:
+        bad = [row for (_, _, row), valid in zip(batch.sample.tolist(), batch.valid, strict=True) if not valid]
+        assert sorted(bad) == [3, 17]
+        assert (batch.images[~batch.valid] == 0).all()
+
+
+def test_too_many_bad_images_stop_the_run(damaged: tuple[Manifest, set[str]]) -> None:
+    manifest, _ = damaged
+    with Loader(manifest, settings(batch=56, max_bad_fraction=0.01), seed=5) as loader:
+        next(loader)  # fewer than 1 / 0.01 images: too early to tell
+        with pytest.raises(RuntimeError, match=r"4 of 112 images could not be read.*max_bad_fraction = 0.01.*CRC32"):
+            next(loader)
+    with pytest.raises(RuntimeError, match="2 of 56"):
+        take(manifest, settings(batch=56, max_bad_fraction=0.0), 1)
+    with pytest.raises(RuntimeError, match="2 of 56"):
+        list(evaluation_batches(manifest, settings(max_bad_fraction=0.02), batch=56))
+
+
+def test_one_bad_image_invalidates_its_triplet(triplets: Manifest) -> None:
+    table, path = triplets.table(0), triplets.shard_path(0)
+    data = bytearray(path.read_bytes())
+    data[int(table.offset[table.start[4] + 1]) + 30] ^= 255
+    path.write_bytes(data)
+    (batch,) = take(triplets, settings(batch=12), 1)
+    for record, (_, _, row) in enumerate(batch.sample.tolist()):
+        assert (batch.valid[batch.record == record] == (row != 4)).all()
+
+
+def test_a_cut_shard_spoils_only_what_was_cut(tmp_path: Path, folder: Path) -> None:
+    pack(folder, tmp_path / "cut")
+    manifest = Manifest.open(tmp_path / "cut")
+    path, table = manifest.shard_path(0), manifest.table(0)
+    path.write_bytes(path.read_bytes()[: int(table.offset[50]) + 10])
+    (batch,) = take(manifest, settings(batch=56), 1)
+    rows = batch.sample[:, 2]
+    assert torch.equal(batch.valid, rows < 50)
+
+
+def test_a_missing_shard_stops_the_run_with_its_name(tmp_path: Path, folder: Path) -> None:
+    pack(folder, tmp_path / "gone")
+    manifest = Manifest.open(tmp_path / "gone")
+    manifest.shard_path(0).unlink()
+    with Loader(manifest, settings(), seed=1) as loader:
+        with pytest.raises(RuntimeError, match=r"cannot open the shard .*000000\.tar"):
+            next(loader)
+        with pytest.raises(RuntimeError, match="closed"):
+            next(loader)
+
+
+def test_an_error_in_a_thread_surfaces_and_later_batches_do_not_hang(labelled: Manifest) -> None:
+    def explode() -> Any:
+        raise ZeroDivisionError("in a thread")
+
+    filler = Filler(labelled, settings(threads=3), Augment(), iter([explode, explode]))
+    with pytest.raises(ZeroDivisionError, match="in a thread"):
+        next(filler)
+
+
+def test_waiting_is_measured_and_prefetch_is_not_counted(many_shards: Manifest) -> None:
+    with Loader(many_shards, settings(prefetch=6), seed=1, position=16) as loader:
+        next(loader)
+        time.sleep(0.1)
+        assert loader.position == 24
+        assert loader.wait_s > 0.0
+        waited = loader.wait_s
+        next(loader)
+        assert loader.wait_s - waited < 0.09
+
+
+def test_changed_bytes_are_noticed_and_other_images_still_read(damaged: tuple[Manifest, set[str]]) -> None:
+    manifest, _ = damaged
+    table, reader = manifest.table(0), Reader(manifest)
+    with pytest.raises(ValueError, match="CRC32"):
+        reader.read(0, int(table.offset[3]), int(table.size[3]), int(table.crc32[3]))
+    assert reader.read(0, int(table.offset[4]), int(table.size[4]), int(table.crc32[4]))
+    with pytest.raises(ValueError, match="ends early"):
+        reader.read(0, 10**9, 5, 0)
+    reader.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch": 57}, r"data\.batch = 57 is more than the 56 records"),
+        ({"batch": 30, "per_class": 15}, r"per_class 15 is more than the longest run"),
+        ({"batch": 60, "per_class": 2}, r"= 30 is more than the 24 runs of 2"),
+    ],
+)
+def test_batches_that_cannot_be_are_refused(labelled: Manifest, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        units_per_epoch(labelled, settings(**options, tail="drop"))
+
+
+def test_per_class_is_refused_without_classes(triplets: Manifest) -> None:
+    with pytest.raises(ValueError, match="of kind 'triplet'"):
+        units_per_epoch(triplets, settings(per_class=2))
+    with pytest.raises(ValueError, match="rank 3 of 3"):
+        Loader(triplets, settings(), seed=1, rank=3, world=3)
+
+
+def test_units_of_an_epoch_are_counted(labelled: Manifest) -> None:
+    assert units_per_epoch(labelled, settings()) == 56
+    runs = labelled.runs.length
+    assert units_per_epoch(labelled, settings(per_class=4)) == int(np.ceil(runs / 4).sum())
+    assert units_per_epoch(labelled, settings(per_class=4, tail="drop")) == int((runs // 4).sum())
