@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from cluster.promotion import check_model_name
 from cluster.store import tracking_uri
 from configs.schema import RunConfig
 from pipelines.manifest import Manifest
@@ -19,6 +20,7 @@ from pipelines.stream import units_per_epoch
 from trainer import metrics
 from trainer.encoders import build_encoder
 from trainer.objective import build_objective
+from trainer.optim import build_optimizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ def check(config: RunConfig) -> Facts:
     eval_samples = _check_eval(config, manifest)
     _check_tracking(config)
     encoder = build_encoder(config.encoder, config.data.image_size)
-    build_objective(config.loss)
+    build_optimizer(config.optim, [encoder, build_objective(config.loss)])
     _check_encoder(config, encoder)
     parameters = sum(p.numel() for p in encoder.parameters())
     _check_disk(config, parameters)
@@ -114,6 +116,8 @@ def _check_tracking(config: RunConfig) -> None:
         raise ValueError(f"tracking.promote.metric: {tracking.promote.metric!r} is none of {', '.join(metrics.names())}")
     if tracking.register_as is not None and config.data.eval is None:
         raise ValueError("tracking.register: a model is registered with its metrics, so data.eval must be given")
+    if tracking.register_as is not None:
+        check_model_name(tracking.register_as)
     tracking_uri(tracking, Path(config.cluster.storage))
 
 

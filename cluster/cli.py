@@ -73,8 +73,8 @@ def demo(
 
 @app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(help="emoji, digits or fashion-mnist.")],
-    out: Annotated[Path, typer.Argument(help="A new folder: one folder of images for each class.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="emoji, digits or fashion-mnist.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder: one folder of images for each class.")],
     source: Annotated[Path | None, typer.Option(help="fashion-mnist: a folder that holds the IDX files.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -97,8 +97,10 @@ def fetch(
 
 @app.command()
 def pack(
-    source: Annotated[Path, typer.Argument(help="A folder of images by class, or a parquet, CSV or JSONL table.")],
-    out: Annotated[Path, typer.Argument(help="A new folder for the shards.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="A folder of images by class, or a parquet, CSV or JSONL table.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder for the shards.")],
     kind: Annotated[str, typer.Option(help="labelled, pair, labelled_pair or triplet.")] = "labelled",
     eval_fraction: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share held out, in OUT/eval.")] = 0.0,
     split: Annotated[str, typer.Option(help="Hold out whole classes (class) or single records (record).")] = "class",
@@ -199,7 +201,7 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's fold
 
 
 @app.command()
-def recipes(name: Annotated[str | None, typer.Argument(help="Print this one.")] = None) -> None:
+def recipes(name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this one.")] = None) -> None:
     """List the shipped recipes, or print one.
 
     Example: nearfar recipes emoji > my.yaml
@@ -220,7 +222,7 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Print this one.")] 
 
 @app.command()
 def ui(
-    storage: Annotated[Path, typer.Argument(help="The storage folder of your runs.")] = Path("runs"),
+    storage: Annotated[Path, typer.Argument(metavar="[STORAGE]", help="The storage folder of your runs.")] = Path("runs"),
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
 ) -> None:
     """Open the MLflow page of the runs in a storage folder, on this machine only.

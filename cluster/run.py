@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from cluster import launch
 from cluster.check import Facts, check
+from cluster.context import device_of
 from cluster.outcome import conclude
 from cluster.paths import absolute
 from cluster.progress import following, say
@@ -35,6 +36,8 @@ def train(config: RunConfig, *, local: bool = False, address: str | None = None,
     if before is not None and before["status"] == "FINISHED":
         say(f"run {config.name!r} is finished; nothing to do")
         return before
+    if address is None and config.cluster.gpus_per_worker > 0:
+        device_of(0, gpu=True)
     facts = check(config)
     tracker = _tracker(config, folder) if config.tracking.enabled else None
     folder.claim(config)

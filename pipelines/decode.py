@@ -17,6 +17,9 @@ Pixels = NDArray[np.uint8]  # [H, W, 3]
 
 MAX_PIXELS: int = Data.model_fields["max_pixels"].default
 FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # kept as they are when packing
+# Named, because some of Pillow's other formats run programs (EPS), and because finding them all at the first image that
+# needs it is not safe from several threads.
+_READ = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM")
 _WHITE = (255, 255, 255, 255)
 _ORIENTED = (b"Exif\0\0", b"tiff:Orientation")  # without one of these in it a JPEG stands upright
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
@@ -36,7 +39,9 @@ class Header:
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """Decode a whole image of any format Pillow knows: EXIF orientation applied, transparency on white, RGB.  -> [H, W, 3]
+    """Decode a whole JPEG, PNG, WebP, GIF (first frame), BMP, TIFF or PNM to RGB.  -> [H, W, 3]
+
+    EXIF orientation is applied and transparency laid on white.
 
     Raises ValueError with the reason when it is no image, is truncated or damaged, or has more than `max_pixels`.
     """
@@ -59,7 +64,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise ValueError("the file is empty")
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=_READ)
     except UnidentifiedImageError:
         raise ValueError("not an image of a known format") from None
     except Image.DecompressionBombError as error:  # Pillow's own guard, at 179 million pixels

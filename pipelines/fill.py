@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -60,7 +61,7 @@ class Filler:
         self.wait_s = 0.0
         self._plans = plans
         self._reader = Reader(manifest)
-        self._pool = ThreadPoolExecutor(data.threads, thread_name_prefix="nearfar-decode")
+        self._pool = single_core_threads(data.threads)
         self._ahead: deque[Future[_Started]] = deque()
         self._closed = False
 
@@ -114,6 +115,27 @@ class Filler:
             height, width = pixels.shape[:2]
             images[index] = place(pixels, crop_box(plan.draws[index], width, height, side, resize, self.augment), side)
         return bad
+
+
+def single_core_threads(count: int) -> ThreadPoolExecutor:
+    """Threads in which torch's kernels use one core each; the setting of all other threads stays what it was.
+
+    Resizing would otherwise start a team of all cores in each of them (measured on two busy cores: up to 50 times slower).
+    """
+    pool = ThreadPoolExecutor(count, thread_name_prefix="nearfar-decode")
+    before = torch.get_num_threads()
+    ready = threading.Barrier(count)  # so that every task gets a thread of its own
+
+    def limit() -> None:
+        torch.get_num_threads()  # a thread's first call takes over the common setting: now, not after the next line
+        # Holds for this thread, and for threads that have not used torch yet: that part is taken back below.
+        torch.set_num_threads(1)
+        ready.wait()
+
+    for task in [pool.submit(limit) for _ in range(count)]:
+        task.result()
+    torch.set_num_threads(before)
+    return pool
 
 
 def _assemble(plan: Plan, images: Tensor, bad: list[Bad]) -> Batch:

@@ -40,7 +40,12 @@ def whole(width: int, height: int, side: int, resize: str) -> Placement:
     least = side if resize == "crop" else 1
     scale = side / (min(width, height) if resize == "crop" else max(width, height))
     new_width, new_height = (max(least, round(extent * scale)) for extent in (width, height))
-    return Placement(box, (new_width, new_height), ((side - new_width) // 2, (side - new_height) // 2))
+    return Placement(box, (new_width, new_height), (_centred(new_width, side), _centred(new_height, side)))
+
+
+def _centred(extent: int, side: int) -> int:
+    """Where `extent` begins in the middle of `side`; an odd rest goes to the far end, whichever of the two is longer."""
+    return (side - extent) // 2 if extent <= side else -((extent - side) // 2)
 
 
 def random_crop(

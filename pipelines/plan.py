@@ -73,7 +73,7 @@ def plan_records(manifest: Manifest, epoch: Int64s, shard: Int64s, row: Int64s, 
 
 
 def plan_units(manifest: Manifest, epoch: Int64s, shard: Int64s, rows: Int64s, valid: Bools, *, seed: int) -> Plan:
-    """U units of K rows of one class each, every row a record of its own: view 0 the first, 1 the rest.  [U], [U], [U, K], [U, K]
+    """U units of K rows of one class, every row a record of its own: view 0 the first, 1 the rest.  [U], [U], [U, K], [U, K]
 
     Rows of a unit are no views of one record, so that the same image twice in a class is never its own positive.
     """

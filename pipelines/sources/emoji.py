@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from pipelines.folders import require_free
 from pipelines.sources.fetched import ClassImage, FetchSummary, Licence, Progress, write_images
 from pipelines.sources.npm import download
 
@@ -33,10 +34,9 @@ STYLES = (
     Style("fluent", "@lobehub/fluent-emoji-3d@1.1.0", "package/assets", "Fluent Emoji by Microsoft: MIT"),
 )
 LICENCES = tuple(
-    Licence(f"`{style.name}.*`", f"`{style.folder}` of <https://www.npmjs.com/package/{style.package.rpartition('@')[0]}> "
-            f"{style.package.rpartition('@')[2]} (package: MIT)", style.licence)
+    Licence(f"`{style.name}.*`", f"`{style.folder}` of the npm package `{style.package}` (MIT)", style.licence)
     for style in STYLES
-)  # fmt: skip
+)
 
 
 def fetch(out: Path, *, cache: Path | None = None, progress: Progress | None = None) -> FetchSummary:
@@ -45,6 +45,7 @@ def fetch(out: Path, *, cache: Path | None = None, progress: Progress | None = N
     The packages (about 180 MB) are kept in `cache`. `progress` counts packages first, then images.
     Raises ValueError when `out` holds something already, RuntimeError without npm, network or disk space.
     """
+    require_free(out)
     tarballs = download([style.package for style in STYLES], cache, progress)
     images = [image for style, tarball in zip(STYLES, tarballs, strict=True) for image in read_style(style, tarball)]
     images.sort(key=lambda image: (image.entity, image.name))

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipelines.folders import require_free
 from pipelines.sources.fetched import ClassImage, FetchSummary, Licence, Progress, write_images
 
 PACKAGE = "dataset-fashion-mnist"
@@ -32,6 +33,7 @@ def fetch(
     The four IDX files (.gz) come from the folder `source`, else from Debian's package, unpacked without root.
     Raises ValueError for a folder without them, RuntimeError when apt-get cannot download the package.
     """
+    require_free(out)
     with tempfile.TemporaryDirectory(prefix="nearfar-") as temporary:
         folder = source if source is not None else _unpack(Path(temporary))
         pictures = {name: _read_part(folder, prefix) for name, prefix in PARTS.items()}

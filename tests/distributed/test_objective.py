@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.ranks import run_ranks
-from tests.trainer import oracle
 from torch import Tensor
 
+from tests.ranks import run_ranks
+from tests.trainer import oracle
 from trainer import collectives
 from trainer.objective import build_objective
 

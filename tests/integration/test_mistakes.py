@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+
 from tests.conftest import Answer
 
 Nearfar = Callable[..., Answer]
@@ -34,7 +36,7 @@ def assert_refused(answer: Answer, *words: str) -> None:
     ("arguments", "words"),
     [
         (["pack", "{tmp}/nothing", "{tmp}/out"], ["nothing"]),
-        (["pack", "{tmp}", "{tmp}/out"], ["no"]),
+        (["pack", "{tmp}/one/only", "{tmp}/out"], ["class"]),
         (["pack", "{tmp}/one", "{tmp}/out"], ["class"]),
         (["pack", "{tmp}/empty", "{tmp}/out"], []),
         (["pack", "{tmp}/two", "{tmp}/out", "--kind", "labeled"], ["labelled"]),
@@ -77,7 +79,6 @@ def test_wrong_arguments(nearfar: Nearfar, tmp_path: Path, arguments: list[str],
         ("optim.warmup_steps=50", ["warmup_steps"]),
         ("train.steps=0", ["train.steps"]),
         ("train.reproducible=true", ["train.reproducible"]),
-        ("cluster.gpus_per_worker=1", ["GPU"]),
         ("tracking.uri=file:///tmp/x", ["tracking.uri"]),
         ("tracking.promote.metric=recall", ["recall_at_1"]),
         ("tracking.register=a/b", ["tracking.register"]),
@@ -90,6 +91,15 @@ def test_wrong_settings(
 ) -> None:
     local = ["--local"] if command == "train" else []
     assert_refused(nearfar(command, config_file, *local, "--set", setting), *words)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_gpus_where_there_are_none(nearfar: Nearfar, config_file: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert nearfar("check", config_file, "--set", "cluster.gpus_per_worker=1").code == 0  # it may be for another machine
+    for local in (["--local"], []):
+        assert_refused(nearfar("train", config_file, *local, "--set", "cluster.gpus_per_worker=1"), "GPU")
     assert not (tmp_path / "runs").exists()
 
 

@@ -93,7 +93,16 @@ def test_truncated_files_are_refused(painter: Painter, kind: str) -> None:
             decode(data[: int(len(data) * share)])
 
 
-@pytest.mark.parametrize("data", [b"", b"hello, I am a text", b"\xff\xd8\xff\xe0 not really", b"\x89PNG\r\n\x1a\n" + b"x" * 40])
+NO_IMAGES = [
+    b"",
+    b"hello, I am a text",
+    b"\xff\xd8\xff\xe0 not really",
+    b"\x89PNG\r\n\x1a\n" + b"x" * 40,
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",  # Pillow would start a PostScript interpreter
+]
+
+
+@pytest.mark.parametrize("data", NO_IMAGES)
 def test_what_is_no_image_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"empty|known format|damaged"):
         decode(data)
@@ -116,7 +125,8 @@ def test_evaluation_geometry_agrees_with_pillow(painter: Painter, size: tuple[in
     new = (side, side) if resize == "squash" else (max(1, round(width * scale)), max(1, round(height * scale)))
     resized = image.resize(new, Image.Resampling.BILINEAR)
     expected = Image.new("RGB", (side, side), "white")
-    expected.paste(resized, ((side - new[0]) // 2, (side - new[1]) // 2))
+    left, top = ((side - extent) // 2 if extent <= side else -((extent - side) // 2) for extent in new)
+    expected.paste(resized, (left, top))
     found = place(np.array(image), whole(width, height, side, resize), side)
     assert found.shape == (3, side, side)
     assert far(found.permute(1, 2, 0).numpy(), np.asarray(expected)) <= 2

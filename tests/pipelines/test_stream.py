@@ -6,6 +6,7 @@ import io
 import logging
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from PIL import Image
 from configs.schema import Augment, Data
 from pipelines.batch import Batch
 from pipelines.decode import decode
-from pipelines.fill import Filler
+from pipelines.fill import Filler, single_core_threads
 from pipelines.geometry import place, whole
 from pipelines.hashing import hash_bytes
 from pipelines.manifest import Manifest
@@ -94,7 +95,7 @@ def test_threads_and_ranks_change_nothing(many_shards: Manifest, options: dict[s
     one = take(many_shards, settings(threads=1, prefetch=1, **options), 9)
     for batch, other in zip(one, take(many_shards, settings(threads=3, prefetch=5, **options), 9), strict=True):
         assert_equal(batch, other)
-    for world in (2, 3) if not options.get("per_class") == 4 else (2,):
+    for world in (2, 3) if options.get("per_class") != 4 else (2,):
         ranks = [take(many_shards, settings(**options), 9, rank=rank, world=world) for rank in range(world)]
         for batch, parts in zip(one, zip(*ranks, strict=True), strict=True):
             assert_equal(batch, joined(parts))
@@ -288,6 +289,21 @@ def test_an_error_in_a_thread_surfaces_and_later_batches_do_not_hang(labelled: M
     filler = Filler(labelled, settings(threads=3), Augment(), iter([explode, explode]))
     with pytest.raises(ZeroDivisionError, match="in a thread"):
         next(filler)
+
+
+def test_decoding_threads_use_one_core_each_and_leave_the_others_alone() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        pool = single_core_threads(2)
+        inside = [pool.submit(torch.get_num_threads) for _ in range(8)]
+        assert [task.result() for task in inside] == [1] * 8
+        assert torch.get_num_threads() == 3
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(torch.get_num_threads).result() == 3
+        pool.shutdown()
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_waiting_is_measured_and_prefetch_is_not_counted(many_shards: Manifest) -> None:
