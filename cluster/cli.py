@@ -201,7 +201,7 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's fold
 
 
 @app.command()
-def recipes(name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this one.")] = None) -> None:
+def recipes(name: Annotated[str | None, typer.Argument(metavar="NAME", help="Print this one.")] = None) -> None:
     """List the shipped recipes, or print one.
 
     Example: nearfar recipes emoji > my.yaml
@@ -222,7 +222,7 @@ def recipes(name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="P
 
 @app.command()
 def ui(
-    storage: Annotated[Path, typer.Argument(metavar="[STORAGE]", help="The storage folder of your runs.")] = Path("runs"),
+    storage: Annotated[Path, typer.Argument(metavar="STORAGE", help="The storage folder of your runs.")] = Path("runs"),
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
 ) -> None:
     """Open the MLflow page of the runs in a storage folder, on this machine only.
