@@ -23,6 +23,7 @@ from configs.schema import RunConfig
 
 WARM, TIMED = 4, 10  # steps before and while the clock runs
 DATA = ("emoji", "digits")
+MAX_SIDE = 64  # of the packed images; some are drawn with 256
 
 
 def run_demo(data: str, out: Path, *, workers: int, minutes: float) -> str:
@@ -56,7 +57,7 @@ def _shards(data: str, out: Path) -> Path:
             with bar(f"fetching {data}") as report:
                 resolve("dataset", data)(images, progress=report)
         with bar("packing", "records") as report:
-            pack(images, shards, eval_fraction=0.25, split="class", workers=2, progress=report)
+            pack(images, shards, eval_fraction=0.25, split="class", max_side=MAX_SIDE, workers=2, progress=report)
     return shards
 
 
@@ -92,7 +93,8 @@ def _seconds_a_step(config: RunConfig) -> float:
     run = RunFolder.of(timed)
     try:
         run.claim(timed)
-        launch.run_local(Job(config=timed, run=run.path, steps=WARM + TIMED, launch_id=uuid.uuid4().hex[:8]))
+        job = Job(config=timed, run=run.path, steps=WARM + TIMED, launch_id=uuid.uuid4().hex[:8])
+        launch.run(job, local=True)
         times = [row["time"] for row in read_lines(run.metrics)]
     finally:
         shutil.rmtree(folder, ignore_errors=True)

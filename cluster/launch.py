@@ -10,16 +10,28 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster.worker import Job, Stopped, worker_main
+from cluster.worker import Job, forget, refuse_useless, worker_main
 
 logger = logging.getLogger(__name__)
 
 
-def run_local(job: Job) -> None:
-    """Train with `cluster.workers` processes of this machine and no Ray; one worker runs in this very process.
+def run(job: Job, *, local: bool, address: str | None = None) -> None:
+    """Train with local processes, or with Ray: on the cluster at `address`, or on this machine's own.
 
-    Raises RuntimeError when the ranks failed more than `cluster.max_failures` times.
+    Raises Unrecoverable when trying again is useless, RuntimeError when the ranks failed more than
+    `cluster.max_failures` times or could not be started.
     """
+    try:
+        if local:
+            _run_local(job)
+        else:
+            _run_ray(job, address)
+    finally:
+        forget(job)
+
+
+def _run_local(job: Job) -> None:
+    """`cluster.workers` processes of this machine; one worker runs in this very process."""
     from cluster import context
 
     gpu = job.config.cluster.gpus_per_worker > 0
@@ -30,10 +42,8 @@ def run_local(job: Job) -> None:
         try:
             _spawn(job)
             return
-        except Stopped:
-            raise
         except RuntimeError as error:
-            _raise_if_useless(job)
+            refuse_useless(job)
             if failures == job.config.cluster.max_failures:
                 raise RuntimeError(f"the workers failed {failures + 1} times; the last time: {error}") from error
             logger.warning("the workers failed and start again from the last checkpoint: %s", error)
@@ -76,11 +86,7 @@ def _rank(rank: int, world: int, store: Path, job: Job) -> None:
         collectives.leave()
 
 
-def run_ray(job: Job, address: str | None) -> None:
-    """Train with Ray Train workers: on the cluster at `address`, or on this machine's own Ray.
-
-    Raises RuntimeError when the cluster is too small or the workers failed more than `cluster.max_failures` times.
-    """
+def _run_ray(job: Job, address: str | None) -> None:
     _quiet_ray()
     import ray
     from ray import train
@@ -111,7 +117,7 @@ def run_ray(job: Job, address: str | None) -> None:
         try:
             trainer.fit()
         except train.TrainingFailedError as error:
-            _raise_if_useless(job)
+            refuse_useless(job)
             raise RuntimeError(f"the workers failed: {_last_line(str(error))}") from error
     finally:
         shutil.rmtree(job.run / ".ray", ignore_errors=True)
@@ -178,17 +184,6 @@ def _refuse_too_small(job: Job) -> None:
                 f"(waited {settings.start_timeout_s:g} s, cluster.start_timeout_s); lower cluster.workers"
             )
         time.sleep(1)
-
-
-def _raise_if_useless(job: Job) -> None:
-    """Raise the reason why starting again is useless, when a rank has left one."""
-    import json
-
-    stop = job.run / f".stop-{job.launch_id}.json"
-    if stop.exists():
-        message = json.loads(stop.read_text())["message"]
-        stop.unlink(missing_ok=True)
-        raise Stopped(message)
 
 
 def _last_line(text: str) -> str:

@@ -15,7 +15,8 @@ from cluster.paths import absolute
 from cluster.progress import following, say
 from cluster.runfolder import RunFolder
 from cluster.tracking import DatasetRef, Tracker, git_commit
-from cluster.worker import Job, Stopped
+from cluster.worker import Job
+from configs.errors import Unrecoverable
 from configs.schema import RunConfig
 from pipelines.manifest import Manifest
 
@@ -49,17 +50,14 @@ def train(config: RunConfig, *, local: bool = False, address: str | None = None,
             tracker.start()
         _announce(config, facts, local=local, address=address)
         with following(folder.metrics, facts.steps):
-            if local:
-                launch.run_local(job)
-            else:
-                launch.run_ray(job, address)
+            launch.run(job, local=local, address=address)
         result = conclude(config, folder, facts, tracker, started=started)
         status = "FINISHED"
         return result
     except KeyboardInterrupt:
         status = "KILLED"
         raise
-    except Stopped as error:
+    except Unrecoverable as error:
         raise JobFailed(f"run {config.name!r} stopped: {error}") from error
     except (RuntimeError, ValueError, OSError) as error:
         raise JobFailed(f"run {config.name!r} failed: {error}\nafter mending it, continue with --resume") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from cluster.context import RankContext
 from cluster.runfolder import MetricsFile, RunFolder, append_line, write_atomically
+from configs.errors import Unrecoverable
 from configs.schema import RunConfig
 from pipelines import augment
 from pipelines.batch import Batch
@@ -41,24 +41,32 @@ class Job:
     launch_id: str  # one per start of the driver; restarts of the workers share it
 
 
-class Stopped(RuntimeError):
-    """The run ended for a reason that a restart would only meet again."""
-
-
 def worker_main(context: RankContext, job: Job) -> None:
     """Train on this rank until the job's last step, from the newest checkpoint. Every rank runs it.
 
-    Raises Stopped when an earlier start of the same launch found that trying again is useless.
+    Raises Unrecoverable when trying again is useless, also when an earlier start of the same launch found that.
     """
-    stop = job.run / f".stop-{job.launch_id}.json"
-    if stop.exists():
-        raise Stopped(json.loads(stop.read_text())["message"])
+    refuse_useless(job)
     try:
         _train(context, job)
-    except (ValueError, RuntimeError) as error:
-        if context.world > 1 and not _from_elsewhere(error):
-            write_atomically(stop, json.dumps({"message": str(error)}))
-        raise
+    except (ValueError, Unrecoverable) as error:
+        write_atomically(_stop_file(job), str(error))  # for the driver, and for ranks that are started again
+        raise Unrecoverable(str(error)) from error
+
+
+def refuse_useless(job: Job) -> None:
+    """Raise Unrecoverable when a rank of this launch has left a reason."""
+    if _stop_file(job).exists():
+        raise Unrecoverable(_stop_file(job).read_text(encoding="utf-8"))
+
+
+def forget(job: Job) -> None:
+    """Remove what a launch leaves for its own restarts only."""
+    _stop_file(job).unlink(missing_ok=True)
+
+
+def _stop_file(job: Job) -> Path:
+    return job.run / f".stop-{job.launch_id}"
 
 
 def _train(context: RankContext, job: Job) -> None:
@@ -85,11 +93,10 @@ def _train(context: RankContext, job: Job) -> None:
             state.save(folder.checkpoints, training, step=step, position=position, identity=identity, keep=config.train.keep)
 
     hooks = Hooks(
-        prepare=preparer(config, context.device, dtype),
+        prepare=augmented(config, dtype),
         evaluate=evaluator(config, context, dtype),
         log=lambda step, values: metrics.append(step, values) if metrics is not None else None,
         save=save,
-        beat=lambda step: None,
     )
     with Loader(
         manifest,
@@ -111,14 +118,9 @@ def build_training(config: RunConfig, device: torch.device, dtype: torch.dtype) 
     return state.Training(encoder, average, objective, build_optimizer(config.optim, [encoder, objective]))
 
 
-def preparer(config: RunConfig, device: torch.device, dtype: torch.dtype) -> Callable[[Batch], Tensor]:
-    """Batch to augmented float images on `device`."""
-
-    def prepare(batch: Batch) -> Tensor:
-        images = batch.images.to(device, non_blocking=True)
-        return augment.apply(images, batch.draws.to(device, non_blocking=True), config.data.augment, dtype)
-
-    return prepare
+def augmented(config: RunConfig, dtype: torch.dtype) -> Callable[[Batch], Tensor]:
+    """Batch to augmented float images on the batch's device."""
+    return lambda batch: augment.apply(batch.images, batch.draws, config.data.augment, dtype)
 
 
 def plain(device: torch.device, dtype: torch.dtype) -> Callable[[Batch], Tensor]:
@@ -138,10 +140,3 @@ def evaluator(config: RunConfig, context: RankContext, dtype: torch.dtype) -> Ca
         return {f"val/{name}": value for name, value in found.items()}
 
     return run
-
-
-def _from_elsewhere(error: Exception) -> bool:
-    """Whether the error may be another rank's or the machine's, so that starting again can help."""
-    text = f"{type(error).__name__} {error}".lower()
-    signs = ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "cuda error", "distbackenderror", "broken pipe")
-    return any(sign in text for sign in signs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -37,7 +38,12 @@ class _HashedFile:
     def write(self, data: bytes) -> int:
         self.digest.update(data)
         self.nbytes += len(data)
-        return self.file.write(data)
+        return len(data) if self.file.closed else self.file.write(data)
+
+    def abandon(self) -> None:
+        """Close without writing through; what a tar still writes when it is collected goes nowhere."""
+        with contextlib.suppress(OSError):
+            self.file.close()
 
     def close(self) -> None:
         """Write through to the disk, so that a rename later never shows an empty shard."""
@@ -78,7 +84,7 @@ class ShardWriter:
         if error is None:
             self._finish()
         elif self._open is not None:
-            self._open.out.file.close()
+            self._open.out.abandon()
 
     @property
     def num_samples(self) -> int:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from configs.errors import Unrecoverable
 from pipelines.fill import Filled
 from pipelines.manifest import Manifest
 
@@ -25,14 +26,14 @@ class Tally:
         self._last: deque[str] = deque(maxlen=3)
 
     def count(self, filled: Filled) -> None:
-        """Take a batch into account. Raises RuntimeError when the unreadable share is above the limit."""
+        """Take a batch into account. Raises Unrecoverable when the unreadable share is above the limit."""
         self.images += int(filled.plan.present.sum())
         self.bad += len(filled.bad)
         for bad in filled.bad:
             self._tell(filled, bad.index, bad.reason)
         limit = self._max_bad_fraction
         if self.bad > limit * self.images and self.images * limit >= (1 if limit > 0 else 0):
-            raise RuntimeError(
+            raise Unrecoverable(
                 f"{self.bad} of {self.images} images could not be read, more than data.max_bad_fraction = {limit}; "
                 f"the last: {'; '.join(self._last)}. Repair or pack the data again, or raise the limit"
             )

@@ -55,7 +55,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 CONFIG = """
 name: {name}
 seed: 3
-data: {{train: "{shards}/train", eval: "{shards}/eval", image_size: 16, batch: 32, per_class: 2, augment: {{crop: [0.7, 1.0], rotate: 10}}}}
+data:
+  {{train: "{shards}/train", eval: "{shards}/eval", image_size: 16, batch: 32, per_class: 2, augment: {{crop: [0.7, 1]}}}}
 encoder: {{name: convnet, dim: 16, patch: 2, widths: [8, 16], blocks: 1, grid: 2}}
 loss: {{name: info_nce, temperature: 0.1}}
 optim: {{lr: 1.0e-3, warmup_steps: 5}}

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from configs.errors import Unrecoverable
 from configs.schema import RunConfig
 from pipelines.batch import Batch
 from trainer import collectives
@@ -35,23 +36,23 @@ class Stream(Protocol):
 class Hooks:
     """What the loop needs from the world around it. All but `prepare` are reached by every rank at the same step."""
 
-    prepare: Callable[[Batch], Tensor]  # batch -> float images on the device, augmented
+    prepare: Callable[[Batch], Tensor]  # batch on the device -> float images, augmented
     evaluate: Callable[[nn.Module], dict[str, float]] | None
     log: Callable[[int, dict[str, float]], None]
     save: Callable[[int, int], None]  # (step, position)
-    beat: Callable[[int], None]  # a sign of life, every step
 
 
 def fit(config: RunConfig, training: Training, stream: Stream, hooks: Hooks, *, start: int, steps: int) -> None:
     """Train from step `start` (0: from the beginning) to `steps`. Collective: every rank calls it.
 
-    Raises RuntimeError when the loss or the gradient is no longer finite.
+    Raises Unrecoverable when the loss or the gradient is no longer finite.
     """
     settings = config.train
     encoder, objective = collectives.data_parallel(training.encoder), training.objective
     assert isinstance(objective, Objective)
     autocast = torch.bfloat16 if settings.precision == "bf16" else None
     parameters = [p for group in training.optimizer.param_groups for p in group["params"]]
+    device = parameters[0].device
     training.encoder.train()
     if start == 0 and hooks.evaluate is not None:
         hooks.log(0, hooks.evaluate(training.average.module))
@@ -61,15 +62,13 @@ def fit(config: RunConfig, training: Training, stream: Stream, hooks: Hooks, *, 
         for group in training.optimizer.param_groups:
             group["lr"] = rate
         batch = next(stream)
-        images = hooks.prepare(batch)
-        batch_on_device = batch.to(images.device)
-        pieces = pieces_of(batch, settings.micro_batch)
-        loss, stats = backward(encoder, objective, images, batch_on_device, pieces=pieces, autocast=autocast)
+        pieces = pieces_of(batch, settings.micro_batch)  # read on the host, before the batch leaves it
+        batch = batch.pin().to(device) if device.type == "cuda" else batch
+        loss, stats = backward(encoder, objective, hooks.prepare(batch), batch, pieces=pieces, autocast=autocast)
         norm = nn.utils.clip_grad_norm_(parameters, config.optim.clip_norm or float("inf"))
         training.optimizer.step()
         training.optimizer.zero_grad(set_to_none=True)
         training.average.update(step)
-        hooks.beat(step)
         due = [step % every == 0 or step == steps for every in (settings.log_every, settings.evaluate_every)]
         keep = step % settings.checkpoint_every == 0 or step == steps
         if due[0] or keep:
@@ -91,7 +90,7 @@ def fit(config: RunConfig, training: Training, stream: Stream, hooks: Hooks, *, 
 def _refuse_nonfinite(step: int, loss: Tensor, norm: Tensor) -> None:
     # Both are the same on every rank, so all ranks stop together.
     if not (torch.isfinite(loss) and torch.isfinite(norm)):
-        raise RuntimeError(
+        raise Unrecoverable(
             f"step {step}: loss {float(loss)}, gradient norm {float(norm)}; "
             "lower optim.lr, lengthen optim.warmup_steps or set optim.clip_norm"
         )

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
 from pipelines.manifest import Manifest
 from pipelines.pack import pack
+from pipelines.prepare import prepare
+from pipelines.records import Record
+from pipelines.shards import ShardWriter
+from pipelines.sources.folder import list_folder
+from pipelines.split import write_order
 
-Painter = Callable[[int], Image.Image]
+Painter = Callable[..., Image.Image]
 
 
 def paint(seed: int, size: tuple[int, int] = (40, 32), mode: str = "RGB") -> Image.Image:
@@ -47,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def labelled(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    """The folder in many small shards."""
+    """The folder in one shard."""
     out = tmp_path_factory.mktemp("labelled") / "shards"
     pack(folder, out, run_rows=5)
     return Manifest.open(out)
@@ -56,14 +65,8 @@ def labelled(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest
 @pytest.fixture(scope="session")
 def many_shards(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     """The folder in shards of a few records."""
-    from pipelines import records
-    from pipelines.prepare import prepare
-    from pipelines.shards import ShardWriter
-    from pipelines.sources.folder import list_folder
-    from pipelines.split import write_order
-
     out = tmp_path_factory.mktemp("many") / "shards"
-    listed: list[records.Record] = list(list_folder(folder).records)
+    listed: list[Record] = list(list_folder(folder).records)
     order = write_order(listed, np.arange(len(listed)), "labelled", 5, 3)
     names = sorted({record.entity or "" for record in listed})
     with ShardWriter(out, "labelled", max_shard_bytes=20_000, class_names=names) as writer:
@@ -75,3 +78,20 @@ def many_shards(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Manif
 @pytest.fixture(scope="session")
 def make_classes() -> Callable[[Path, dict[str, int]], Path]:
     return fill_classes
+
+
+@pytest.fixture
+def triplets(tmp_path: Path, painter: Painter) -> Manifest:
+    """Twelve triplets with one to three negatives."""
+    data = []
+    for i in range(60):
+        buffer = io.BytesIO()
+        painter(100 + i).save(buffer, "PNG")
+        data.append(buffer.getvalue())
+    columns: dict[str, list[Any]] = {"anchor": data[:12], "positive": data[12:24], "weight": [1.0 + i for i in range(12)]}
+    for number in range(3):
+        part = data[24 + 12 * number : 36 + 12 * number]
+        columns[f"negative{number}"] = [value if i % 3 >= number else None for i, value in enumerate(part)]
+    pyarrow.parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+    pack(tmp_path / "t.parquet", tmp_path / "triplets", kind="triplet")
+    return Manifest.open(tmp_path / "triplets")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -95,7 +96,7 @@ def test_the_learning_rate_warms_up_and_comes_down() -> None:
     rates = [learning_rate(optim, step, 100) for step in range(1, 101)]
     assert rates[0] == pytest.approx(0.2)
     assert rates[9] == rates[10] == 2.0
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
     assert rates[-1] == pytest.approx(0.2, abs=0.01)
 
 
