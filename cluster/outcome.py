@@ -180,6 +180,13 @@ def _register(
     )
 
 
+def _note(gallery: Gallery) -> str:
+    most = int(gallery.found.group.unique(return_counts=True)[1].max()) - 1  # type: ignore[no-untyped-call]
+    return (
+        "" if most >= NEIGHBOURS else f"A class has at most {most} other images, so no more of the {NEIGHBOURS} can be right."
+    )
+
+
 def _write_report(config: RunConfig, folder: RunFolder, result: dict[str, Any], gallery: Gallery | None) -> Path:
     say("writing the report")
     seen = set(Manifest.open(config.data.train).class_names)
@@ -193,6 +200,7 @@ def _write_report(config: RunConfig, folder: RunFolder, result: dict[str, Any], 
         steps=result["steps"],
         wall_s=result["wall_s"],
         num_workers=config.cluster.workers,
+        sheets_note="" if gallery is None else _note(gallery),
         sheets=() if gallery is None else gallery.sheets(SHEETS, NEIGHBOURS),
         config_yaml=dump_config(config),
         load_uri=result["model"] or "",
