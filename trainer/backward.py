@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.batch import Batch
-from trainer.objective import Objective, Stats
+from trainer.engine import Stats
+from trainer.objective import Objective
 
 
 def backward(

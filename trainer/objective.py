@@ -1,17 +1,9 @@
-"""Any row loss over the batch of all ranks, exactly, in memory linear in the batch.
-
-    gather -> chunks of local query rows against all candidates -> masks -> loss -> exact global mean
-
-A chunk's loss and its gradient are computed in one go and its graph is freed before the next, so memory is
-O(G * D + chunk) for G candidates of D numbers. The sum over all ranks is divided by the count over all ranks: no other
-reduction is exact when ranks hold different numbers of terms.
-"""
+"""The losses' public face: `build_objective(mapping)` gives the mean of a loss over the batch of all ranks."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -21,9 +13,9 @@ from torch.autograd.function import once_differentiable
 from configs.registry import checked_options, resolve
 from configs.schema import Part
 from trainer import collectives
-from trainer.rows import Ids, Rows, masks
-
-Stats = dict[str, Tensor]
+from trainer.engine import Candidates, Settings, Stats, Sums
+from trainer.ids import Ids
+from trainer.rows import RowLoss
 
 
 def build_objective(loss: Mapping[str, Any] | Part) -> Objective:
@@ -44,12 +36,12 @@ class Objective(nn.Module):
 
     `normalize` scales vectors to unit length first. `queries` and `candidates` choose rows and columns:
     `all`: views 0 and 1 against everything; `anchors`, `other_view`: view 0 against the other views.
-    `chunk_bytes` bounds the temporaries of one chunk (default 64 MiB on an accelerator, 8 MiB on a CPU).
+    `chunk_bytes` bounds the temporaries of one chunk (default 64 MiB on an accelerator, 32 MiB on a CPU).
     """
 
     def __init__(
         self,
-        loss: nn.Module,
+        loss: RowLoss,
         normalize: bool = True,
         queries: Literal["all", "anchors"] = "all",
         candidates: Literal["all", "other_view"] = "all",
@@ -74,13 +66,15 @@ class Objective(nn.Module):
         record: Tensor | None = None,
         match: Tensor | None = None,
         valid: Tensor | None = None,
+        step: int = 0,
+        with_stats: bool = True,
     ) -> tuple[Tensor, Stats]:
         """Global mean loss (the same scalar on every rank) and statistics. Collective: every rank calls it.
 
-        `vectors` [n, D]; `group`, `uid`, `view`, `record` [n] int64; `match` [records] {0, 1}; `valid` [n] bool.
-        Without `uid` every row is its own image; without `view` all rows are queries and candidates. Half precision is
-        raised to fp32. Gradients: of `vectors`, the single-process gradient times the number of ranks, so that DDP's
-        averaging gives the true one; of loss parameters, the true one on every rank.
+        `vectors` [n, D]; `group`, `uid`, `view`, `record` [n] int64; `match` [records] {0, 1}; `valid` [n] bool; `step`
+        seeds random mining. Without `uid` every row is its own image; without `view` all rows are queries and candidates.
+        Half precision is raised to fp32. Gradients: of `vectors`, the single-process gradient times the number of ranks, so
+        that DDP's averaging gives the true one; of loss parameters, the true one on every rank.
         """
         work = vectors if vectors.dtype == torch.float64 else vectors.float()
         work = unit(work) if self.normalize else work
@@ -89,21 +83,29 @@ class Objective(nn.Module):
         ids = _complete(num_rows, group, needs_view=needs_view, uid=uid, view=view, record=record, match=match, valid=valid)
         stats: Stats = {}
         parameters = [p for p in self.parameters() if p.requires_grad]
-        value: Tensor = _GlobalMean.apply(  # type: ignore[no-untyped-call]
-            work, lambda x: self._compute(x, ids, num_rows, parameters, stats), *parameters
-        )
+
+        def compute(x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+            value, grad, grads, found = self._sums(x, ids, num_rows, parameters, step, with_stats).reduce(num_rows)
+            stats.update(found)
+            return value, grad, grads
+
+        value: Tensor = _GlobalMean.apply(work, compute, *parameters)  # type: ignore[no-untyped-call]
         return value, stats
 
-    def _compute(
-        self, x: Tensor, ids: Ids, num_rows: Sequence[int], parameters: Sequence[Tensor], stats: Stats
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Value, gradient of x [n, D] (times the number of ranks), gradients of the loss parameters."""
-        batch = _gather(x, ids, num_rows)
-        sums = _Sums(x, batch.vectors, parameters)
+    def _sums(
+        self, x: Tensor, ids: Ids, num_rows: Sequence[int], parameters: Sequence[Tensor], step: int, with_stats: bool
+    ) -> Sums:
+        columns = collectives.gather(ids.stack(), num_rows)  # [G, 6]
+        batch = Candidates.sort(collectives.gather(x, num_rows), Ids.unstack(columns), None)
+        sums = Sums(x, len(batch.place), parameters)
+        chunk_bytes = self.chunk_bytes or (32 if x.device.type == "cpu" else 64) * 2**20
+        settings = Settings(norms=not self.normalize, chunk_bytes=chunk_bytes, stats=with_stats, seed=step, guard=None)
         for own_views, other_views in self._passes():
-            for chunk in self._chunks(x, ids, batch, own_views, other_views):
-                sums.add(chunk, self.loss, norms=not self.normalize)
-        return sums.reduce(batch, num_rows, stats)
+            rows = (own_views(ids.view) & (ids.valid == 1)).nonzero()[:, 0]
+            columns_of = None if other_views is _all else other_views(batch.ids.view).nonzero()[:, 0]
+            candidates = batch if columns_of is None else batch.select(columns_of)
+            sums.add_pass(self.loss, rows, ids, candidates, None, settings)
+        return sums
 
     def _passes(self) -> list[tuple[_Views, _Views]]:
         """(query views, candidate views) of every pass over the batch."""
@@ -111,24 +113,9 @@ class Objective(nn.Module):
             passes: list[tuple[_Views, _Views]] = [(_anchors if self.queries == "anchors" else _not_explicit, _all)]
         else:
             passes = [(_anchors, _others), *([(_positives, _anchors)] if self.queries == "all" else [])]
-        if self.queries == "anchors" and getattr(self.loss, "symmetric", False):
+        if self.queries == "anchors" and self.loss.symmetric:
             passes.append((_positives, _all if self.candidates == "all" else _anchors))
         return passes
-
-    def _chunks(self, x: Tensor, ids: Ids, batch: _Gathered, own_views: _Views, other_views: _Views) -> list[_Chunk]:
-        rows = own_views(ids.view).nonzero()[:, 0]
-        columns = None if other_views is _all else other_views(batch.ids.view).nonzero()[:, 0]
-        num_columns = batch.vectors.shape[0] if columns is None else columns.numel()
-        per_chunk = self._rows_per_chunk(x, num_columns)
-        explicit_for_anchors = bool(getattr(self.loss, "explicit_for_anchors", False))
-        # A rank without queries still runs one empty chunk: it must know the same statistics as the others.
-        parts = torch.split(rows, per_chunk) if num_columns else ()
-        return [_Chunk(part, columns, ids.select(part), batch, explicit_for_anchors) for part in parts]
-
-    def _rows_per_chunk(self, x: Tensor, num_columns: int) -> int:
-        budget = self.chunk_bytes or (8 if x.device.type == "cpu" else 64) * 2**20
-        arrays = int(getattr(self.loss, "temporaries", 8)) + 2
-        return max(1, budget // (arrays * x.element_size() * max(1, num_columns)))
 
 
 _Views = Callable[[Tensor], Tensor]
@@ -177,23 +164,6 @@ class _GlobalMean(torch.autograd.Function):
         return grad * grad_value, None, *(g * grad_value.to(g.dtype) for g in parameter_grads)
 
 
-@dataclass(frozen=True, slots=True)
-class _Gathered:
-    """The candidates of all ranks, sorted by (uid, view, record) so that ties and sums do not depend on ranks."""
-
-    vectors: Tensor  # [G, D]
-    ids: Ids
-    order: Tensor  # [G]: row i of `vectors` is row order[i] in rank order
-
-
-def _gather(x: Tensor, ids: Ids, num_rows: Sequence[int]) -> _Gathered:
-    columns = collectives.gather(ids.stack(), num_rows)  # [G, 6]
-    order = torch.arange(columns.shape[0], device=x.device)
-    for key in (columns[:, 3], columns[:, 2], columns[:, 1]):  # record, view, uid: the last sort counts most
-        order = order[key[order].argsort(stable=True)]
-    return _Gathered(collectives.gather(x, num_rows)[order], Ids.unstack(columns[order]), order)
-
-
 def _complete(num_rows: Sequence[int], group: Tensor, *, needs_view: bool, **given: Tensor | None) -> Ids:
     """Fill in what the caller left out, check shapes, and make `record` global."""
     if given["view"] is None and needs_view:
@@ -216,99 +186,3 @@ def _complete(num_rows: Sequence[int], group: Tensor, *, needs_view: bool, **giv
         match=ones if match is None or record is None else match.long()[record],
         valid=ones if valid is None else valid.long(),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    rows: Tensor  # [q] local rows that are queries
-    columns: Tensor | None  # candidates taken part, None: all
-    ids: Ids
-    batch: _Gathered
-    explicit_for_anchors: bool
-
-
-class _Sums:
-    """What is added up over chunks: total, count, statistics and gradients."""
-
-    def __init__(self, x: Tensor, candidates: Tensor, parameters: Sequence[Tensor]) -> None:
-        self.x = x
-        self.grad_queries = torch.zeros_like(x)  # [n, D]
-        self.grad_candidates = torch.zeros_like(candidates)  # [G, D]
-        self.parameters = parameters
-        self.grad_parameters = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
-        self.numbers = torch.zeros(2, dtype=torch.float64, device=x.device)  # total, count
-        self.stats: dict[str, Tensor] = {}
-
-    def add(self, chunk: _Chunk, loss: nn.Module, *, norms: bool) -> None:
-        """One chunk forward and backward; `norms`: whether gradients flow through the lengths of the vectors."""
-        every, columns, queries = chunk.batch, chunk.columns, self.x[chunk.rows]
-        candidates = every.vectors if columns is None else every.vectors[columns]
-        ids = every.ids if columns is None else every.ids.select(columns)
-        positive, negative = masks(chunk.ids, ids, explicit_for_anchors=chunk.explicit_for_anchors)
-        similarity = (queries @ candidates.T).requires_grad_()  # [q, G]
-        query_norms = (queries * queries).sum(1).requires_grad_(norms)  # [q]
-        candidate_norms = (candidates * candidates).sum(1).requires_grad_(norms)  # [G]
-        with torch.enable_grad():
-            terms = loss(Rows(similarity, query_norms, candidate_norms, positive, negative))
-        wanted = [similarity, *((query_norms, candidate_norms) if norms else ()), *self.parameters]
-        found: Sequence[Tensor | None] = [None] * len(wanted)
-        if terms.total.requires_grad:
-            found = torch.autograd.grad(terms.total, wanted, allow_unused=True)
-        self._add_similarity(chunk, found[0], queries, candidates)
-        if norms:
-            self._add_lengths(chunk, *found[1:3], queries=queries, candidates=candidates)
-        for held, grad in zip(self.grad_parameters, found[len(wanted) - len(self.parameters) :], strict=True):
-            if grad is not None:
-                held += grad.double()
-        self.numbers += torch.stack([terms.total.detach().double(), terms.count.double()])
-        for name, pair in {**terms.stats, **_mask_stats(similarity.detach(), positive, negative)}.items():
-            self.stats[name] = self.stats.get(name, 0) + pair.double()
-
-    def _add_similarity(self, chunk: _Chunk, grad: Tensor | None, queries: Tensor, candidates: Tensor) -> None:
-        if grad is None:
-            return
-        self.grad_queries.index_add_(0, chunk.rows, grad @ candidates)
-        if chunk.columns is None:
-            self.grad_candidates.addmm_(grad.T, queries)
-        else:
-            self.grad_candidates.index_add_(0, chunk.columns, grad.T @ queries)
-
-    def _add_lengths(
-        self, chunk: _Chunk, grad_q: Tensor | None, grad_c: Tensor | None, *, queries: Tensor, candidates: Tensor
-    ) -> None:
-        columns = slice(None) if chunk.columns is None else chunk.columns
-        if grad_q is not None:
-            self.grad_queries.index_add_(0, chunk.rows, 2 * grad_q[:, None] * queries)
-        if grad_c is not None:
-            self.grad_candidates[columns] += 2 * grad_c[:, None] * candidates  # each column once: += loses nothing
-
-    def reduce(self, batch: _Gathered, num_rows: Sequence[int], stats: Stats) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Sum over ranks, divide by the global count. Collective: every rank calls it."""
-        names = list(self.stats)
-        shapes = [p.numel() for p in self.parameters]
-        flat = [self.numbers, *(self.stats[n] for n in names), *(g.flatten() for g in self.grad_parameters)]
-        summed = collectives.total(torch.cat(flat))
-        total, count = summed[:2].unbind()
-        share = torch.where(count > 0, 1 / count.clamp_min(1e-300), torch.zeros_like(count))
-        in_rank_order = torch.empty_like(self.grad_candidates)
-        in_rank_order[batch.order] = self.grad_candidates
-        grad = self.grad_queries + collectives.scatter_sum(in_rank_order, num_rows)
-        grad *= (share * collectives.world()).to(grad.dtype)
-        rest = summed[2 + 2 * len(names) :]
-        for i, name in enumerate(names):
-            part, of = summed[2 + 2 * i : 4 + 2 * i].unbind()
-            stats[name] = part if name.startswith("num_") else part / of.clamp_min(1)
-        stats["num_terms"] = count
-        pieces = torch.split(rest, shapes) if shapes else ()
-        grads = [(g * share).view_as(p).to(p.dtype) for g, p in zip(pieces, self.parameters, strict=True)]
-        return (total * share).to(grad.dtype), grad, grads
-
-
-def _mask_stats(similarity: Tensor, positive: Tensor, negative: Tensor) -> dict[str, Tensor]:
-    lonely = (~(positive.any(1) & negative.any(1))).sum()
-    of = torch.ones_like(lonely)
-    return {
-        "positive_similarity": torch.stack([(similarity * positive).sum(), positive.sum()]),
-        "negative_similarity": torch.stack([(similarity * negative).sum(), negative.sum()]),
-        "num_lonely_queries": torch.stack([lonely, of]),
-    }

@@ -2,65 +2,115 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from trainer.ids import Ids, Related
 
 Distance = Literal["euclidean", "squared_euclidean", "cosine"]
 
 
-@dataclass(frozen=True, slots=True)
-class Ids:
-    """The integers that travel with the rows of a batch, [n] each; `record` is global, `match` is per row."""
-
-    group: Tensor
-    uid: Tensor
-    view: Tensor
-    record: Tensor
-    match: Tensor  # 1, or 0 for the rows of a labelled pair that does not match
-    valid: Tensor  # 1 or 0
-
-    def stack(self) -> Tensor:
-        return torch.stack([self.group, self.uid, self.view, self.record, self.match, self.valid], dim=1)  # [n, 6]
-
-    @staticmethod
-    def unstack(columns: Tensor) -> Ids:
-        return Ids(*columns.unbind(1))
-
-    def select(self, rows: Tensor) -> Ids:
-        return Ids.unstack(self.stack()[rows])
-
-
-@dataclass(frozen=True, slots=True)
 class Rows:
-    """q local queries against G candidates of all ranks, candidates in an order that no rank number enters.
+    """q local queries against G candidates of all ranks, candidates sorted by uid, so that no rank number enters.
 
-    `similarity` is the dot product of the vectors as used; `*_norms` are squared norms.
+    Plain attributes carry no gradient: mine with them. What a loss is made of it takes from `at`, `distance_at` (a few
+    columns, cheap) or `dense`, `distance` (all columns): these are differentiable.
     """
 
-    similarity: Tensor  # [q, G]
-    query_norms: Tensor  # [q]
-    candidate_norms: Tensor  # [G]
-    positive: Tensor  # [q, G] bool
-    negative: Tensor  # [q, G] bool
+    def __init__(
+        self,
+        similarity: Tensor,
+        query_norms: Tensor,
+        candidate_norms: Tensor,
+        related: Related,
+        ids: tuple[Ids, Ids],
+        *,
+        seed: int = 0,
+    ) -> None:
+        self.similarity = similarity  # [q, G] dot products of the vectors as used; scratch, a loss may overwrite it
+        self.query_norms, self.candidate_norms = query_norms, candidate_norms  # [q], [G] squared
+        self.positives, self.is_positive = related.columns, related.is_positive  # [q, P] columns, bool
+        self.queries, self.candidates = ids
+        self.seed = seed  # of this step, the same on all ranks
+        self.picked: list[tuple[Tensor, Tensor]] = []  # (columns, leaf) of every `at`
+        self.leaf: Tensor | None = None
+        self._related = related
+        self._dropped: list[Tensor] = []
+
+    @cached_property
+    def negative(self) -> Tensor:
+        """Which candidates are negatives, after the guards.  [q, G] bool"""
+        return self.bar_(torch.ones_like(self.similarity, dtype=torch.bool), False)
+
+    def bar_(self, matrix: Tensor, value: float) -> Tensor:
+        """Overwrite [q, G] by `value` where the candidate is no negative of the query."""
+        self._related.bar_(matrix, value)
+        for dropped in self._dropped:
+            matrix.masked_fill_(dropped, value)
+        return matrix
+
+    def drop(self, candidates: Tensor) -> None:
+        """These are no negatives after all.  [q, G] bool"""
+        self._dropped.append(candidates)
+
+    def at(self, columns: Tensor) -> Tensor:
+        """Similarities at `columns` [q, k], differentiable."""
+        leaf = self.similarity.gather(1, columns).requires_grad_()
+        self.picked.append((columns, leaf))
+        return leaf
+
+    def dense(self) -> Tensor:
+        """All similarities [q, G], differentiable."""
+        if self.leaf is None:
+            self.leaf = self.similarity.detach().requires_grad_()
+        return self.leaf
+
+    def distance_at(self, columns: Tensor, kind: Distance) -> Tensor:
+        """Distances at `columns` [q, k], differentiable; the square root is safe at 0 in value and in gradient."""
+        norms = self.query_norms[:, None] + self.candidate_norms[columns]
+        return _distance(self.at(columns), norms, kind)
 
     def distance(self, kind: Distance) -> Tensor:
-        """Distances [q, G]; the square root is safe at 0 in value and in gradient."""
-        if kind == "cosine":
-            return 1 - self.similarity
-        squared = self.query_norms[:, None] + self.candidate_norms[None, :] - 2 * self.similarity
-        return squared.clamp_min(0) if kind == "squared_euclidean" else safe_sqrt(squared)
+        """All distances [q, G], differentiable."""
+        return _distance(self.dense(), self.query_norms[:, None] + self.candidate_norms[None, :], kind)
+
+    def nearness(self, kind: Distance, columns: Tensor | None = None) -> Tensor:
+        """A number that falls as the distance grows, without gradient: for mining.  [q, G], or [q, k] at `columns`"""
+        similarity = self.similarity if columns is None else self.similarity.gather(1, columns)
+        if kind == "cosine" or not self.candidate_norms.requires_grad:
+            return similarity
+        norms = self.candidate_norms.detach()
+        return 2 * similarity - (norms[None, :] if columns is None else norms[columns])
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """A chunk's share of the loss: the sum of its terms and how many there are, both scalars."""
+    """A chunk's share of the loss: the sum of its terms and how many there are, both scalars.
+
+    A loss that knows its gradient gives it: `gradient` [q, G] by similarity, and one for each of the loss's parameters.
+    """
 
     total: Tensor
     count: Tensor
     stats: dict[str, Tensor] = field(default_factory=dict)  # name -> [2]: (sum, count), summed over chunks and ranks
+    gradient: Tensor | None = None
+    parameter_gradients: Sequence[Tensor] = ()
+
+
+class RowLoss(nn.Module):
+    """A loss over rows: differentiable sums and counts; the engine divides by the count of all ranks."""
+
+    symmetric = False  # with `queries: anchors`, also from positives to anchors
+    explicit_for_anchors = False  # explicit negatives are candidates of view 0 only
+    temporaries = 8  # how many [q, G] arrays of the similarity's type live at once, similarity and gradient included
+
+    def forward(self, rows: Rows) -> Terms:
+        raise TypeError(f"{type(self).__name__} computes no terms")
 
 
 def safe_sqrt(x: Tensor) -> Tensor:
@@ -69,25 +119,13 @@ def safe_sqrt(x: Tensor) -> Tensor:
     return torch.where(positive, x, torch.ones_like(x)).sqrt() * positive
 
 
-def masks(queries: Ids, candidates: Ids, *, explicit_for_anchors: bool) -> tuple[Tensor, Tensor]:
-    """Boolean [q, G]: which candidates are positives and which are negatives of each query.
+def fraction(mask: Tensor, of: Tensor) -> Tensor:
+    """How many of `of` are also in `mask`, as a statistic (sum, count).  [2]"""
+    return torch.stack([(mask & of).sum(), of.sum()])
 
-    Positive: the same group, and another image or another view of the same record. Negative: another group. The
-    partner in a labelled pair that does not match, and a record's own explicit negatives (views 2..), are negatives
-    whatever their group. An image is never its own negative. Invalid rows are nobody's. With `explicit_for_anchors`
-    explicit negatives are candidates of anchors (view 0) only.
-    """
-    q, c = queries, candidates
-    both_valid = (q.valid[:, None] & c.valid[None, :]).bool()
-    same_group = q.group[:, None] == c.group[None, :]
-    same_image = q.uid[:, None] == c.uid[None, :]
-    other_view = q.view[:, None] != c.view[None, :]
-    own = (q.record[:, None] == c.record[None, :]) & other_view
-    explicit = (c.view >= 2)[None, :]
-    is_anchor = (q.view == 0)[:, None]
-    apart = own & ((explicit & is_anchor) | (c.match == 0)[None, :])
-    if explicit_for_anchors:
-        both_valid = both_valid & (is_anchor | ~explicit)
-    positive = same_group & (~same_image | own) & ~apart & both_valid
-    negative = (~same_group | apart) & ~same_image & both_valid
-    return positive, negative
+
+def _distance(similarity: Tensor, norms: Tensor, kind: Distance) -> Tensor:
+    if kind == "cosine":
+        return 1 - similarity
+    squared = norms - 2 * similarity
+    return squared.clamp_min(0) if kind == "squared_euclidean" else safe_sqrt(squared)

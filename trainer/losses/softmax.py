@@ -1,4 +1,4 @@
-"""What the softmax losses share: the scale of the logits and masked log-sum-exp."""
+"""What the softmax losses share: the scale of the logits, masked log-sum-exp, and its gradient."""
 
 from __future__ import annotations
 
@@ -17,20 +17,28 @@ class Scale(nn.Module):
         super().__init__()
         if not temperature > 0:
             raise ValueError(f"loss.temperature: must be above 0, got {temperature}")
-        log_scale = torch.tensor(-math.log(temperature), dtype=torch.float64 if not learnable else torch.float32)
-        self.log_scale: Tensor
-        if learnable:
-            self.log_scale = nn.Parameter(log_scale)
-        else:
-            self.register_buffer("log_scale", log_scale, persistent=False)
-        self.learnable = learnable
+        self.fixed = 1 / temperature
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature))) if learnable else None
 
-    def forward(self, similarity: Tensor) -> Tensor:
-        if not self.learnable:
-            return similarity * float(self.log_scale.exp())
-        return similarity * self.log_scale.exp().clamp_max(MAX_SCALE).to(similarity.dtype)
+    def value(self) -> float:
+        """The scale of this step. With a learned one it waits for the device."""
+        return self.fixed if self.log_scale is None else min(float(self.log_scale.detach().exp()), MAX_SCALE)
+
+    def gradients(self, by_scale: Tensor) -> list[Tensor]:
+        """Gradients of the parameters from that of the scale, a scalar: none, or that of log_scale."""
+        if self.log_scale is None:
+            return []
+        scale = self.log_scale.detach().double().exp()
+        return [torch.where(scale <= MAX_SCALE, by_scale * scale, torch.zeros_like(scale))]
 
 
-def masked_logsumexp(logits: Tensor, mask: Tensor) -> Tensor:
-    """log sum exp over each row of [q, G] where `mask`; hugely negative but finite, with gradient 0, where there is none."""
-    return logits.masked_fill(~mask, torch.finfo(logits.dtype).min / 2).logsumexp(1)
+def exp_rows_(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Overwrite [q, G] logits by exp(logit - log-sum-exp), the softmax; returns it and the log-sum-exp [q].
+
+    Columns at -inf get 0; a row of nothing but -inf gets 0 and -inf.
+    """
+    highest = logits.amax(1, keepdim=True)
+    highest = highest.where(highest > -torch.inf, torch.zeros_like(highest))
+    sums = logits.sub_(highest).exp_().sum(1, keepdim=True)
+    logits.mul_(torch.where(sums > 0, 1 / sums, torch.zeros_like(sums)))
+    return logits, (sums.log() + highest)[:, 0]

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer import mining
-from trainer.rows import Distance, Rows, Terms
+from trainer.rows import Distance, RowLoss, Rows, Terms, fraction
 
 
-class Triplet(nn.Module):
+class Triplet(RowLoss):
     """max(0, d_ap - d_an + margin), or softplus(d_ap - d_an) with `soft`.
 
     `miner: batch_hard`: for each anchor its farthest positive and closest negative; one term per anchor that has both
@@ -20,8 +19,7 @@ class Triplet(nn.Module):
     than the positive, else the farthest; one term per such pair (Schroff et al. 2015, as TensorFlow computes it).
     """
 
-    symmetric = False
-    temporaries = 8
+    temporaries = 4
 
     def __init__(
         self,
@@ -37,13 +35,14 @@ class Triplet(nn.Module):
         self.soft = soft
 
     def forward(self, rows: Rows) -> Terms:
-        distance = rows.distance(self.distance)  # [q, G]
         if self.miner == "batch_hard":
-            d_ap = mining.farthest(distance, rows.positive)  # [q]
-            d_an = mining.closest(distance, rows.negative)
-            exists = rows.positive.any(1) & rows.negative.any(1)
+            positives, has_positive = mining.hardest_positive(rows, self.distance)  # [q, 1]
+            negatives, has_negative = mining.hardest_negative(rows, self.distance)
+            exists = has_positive & has_negative
         else:
-            d_ap, d_an, exists = mining.semi_hard(distance, rows.positive, rows.negative)  # [q, P]
+            positives = rows.positives  # [q, P]
+            negatives, exists = mining.semi_hard(rows, self.distance)
+        d_ap, d_an = rows.distance_at(positives, self.distance), rows.distance_at(negatives, self.distance)
         return self._terms(d_ap, d_an, exists)
 
     def _terms(self, d_ap: Tensor, d_an: Tensor, exists: Tensor) -> Terms:
@@ -51,5 +50,4 @@ class Triplet(nn.Module):
         gap = d_ap.where(exists, zero) - d_an.where(exists, zero)  # cut before any arithmetic: the rest may be infinite
         terms = F.softplus(gap) if self.soft else F.relu(gap + self.margin)
         total, count = terms.where(exists, zero).sum(), exists.sum()
-        active = ((terms.detach() > 0) & exists).sum()
-        return Terms(total, count, {"active_fraction": torch.stack([active, count])})
+        return Terms(total, count, {"active_fraction": fraction(terms.detach() > 0, exists)})
