@@ -19,6 +19,7 @@ app = typer.Typer(
     help="Train image embeddings on pairs, triplets and labelled images, with negatives from the whole global batch.",
 )
 
+INTERRUPTED = 130
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see `nearfar recipes`.")]
@@ -27,11 +28,10 @@ Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see
 def main() -> None:
     """Entry point: one message and exit code 2 for the user's mistakes, 1 for a job that failed."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as leaving:
-        sys.exit(leaving.exit_code)
+        if app(standalone_mode=False) == INTERRUPTED:  # typer's answer to Ctrl-C
+            raise KeyboardInterrupt
     except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted; `nearfar train CONFIG --resume` goes on from the last checkpoint", 130)
+        _fail("interrupted; `nearfar train CONFIG --resume` goes on from the last checkpoint", INTERRUPTED)
     except Exception as error:
         if os.environ.get("NEARFAR_DEBUG"):
             raise

@@ -86,15 +86,15 @@ def rewrite_report(run: Path) -> Path:
 
 def describe(result: dict[str, Any]) -> str:
     """A result for a person."""
-    lines = [f"run       {result['run']} ({result['steps']} steps, {result['wall_s']:.0f} s)"]
+    lines = [f"run         {result['run']} ({result['steps']} steps, {result['wall_s']:.0f} s)"]
     for name in ("recall_at_1", "map_at_r"):
         if name in result["metrics"]:
             start = f"{result['before'][name]:.3f} -> " if name in result["before"] else ""
-            lines.append(f"{name:10}{start}{result['metrics'][name]:.3f}")
+            lines.append(f"{name:12}{start}{result['metrics'][name]:.3f}")
     if result["model"] is not None:
         kept = "" if result["promoted"] else "  (an earlier version is better and keeps the alias)"
-        lines.append(f"model     {result['model']}{kept}")
-    lines.append(f"report    {result['report']}")
+        lines.append(f"model       {result['model']}{kept}")
+    lines.append(f"report      {result['report']}")
     return "\n".join(lines)
 
 

@@ -54,9 +54,9 @@ def train(config: RunConfig, *, local: bool = False, address: str | None = None,
         result = conclude(config, folder, facts, tracker, started=started)
         status = "FINISHED"
         return result
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as interrupt:  # Ray answers Ctrl-C by leaving
         status = "KILLED"
-        raise
+        raise KeyboardInterrupt from interrupt
     except Unrecoverable as error:
         raise JobFailed(f"run {config.name!r} stopped: {error}") from error
     except (RuntimeError, ValueError, OSError) as error:

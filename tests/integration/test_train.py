@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ def train(config: Path, name: str, *arguments: str) -> dict[str, Any]:
 
 def start(config: Path, name: str, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "cluster.cli", "train", str(config), "--set", f"name={name}", *arguments]
-    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # A shell that runs the tests in the background has Ctrl-C ignored, and children inherit that.
+    undo = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=undo)
 
 
 def curve(result: dict[str, Any]) -> dict[int, dict[str, float]]:
@@ -110,6 +113,25 @@ def test_a_killed_worker_is_replaced_and_the_curve_stays(reference: tuple[Path, 
     assert driver.returncode == 0, err
     assert_same_curve(json.loads(out), expected)
     assert [row["from_step"] for row in read_lines(run / "attempts.jsonl")] == [0, 20]
+
+
+@pytest.mark.parametrize("how", ["local", "ray"])
+def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(reference: tuple[Path, dict[str, Any]], how: str) -> None:
+    config, expected = reference
+    run = Path(expected["run"]).parent / f"stopped-{how}"
+    driver = start(config, run.name, *(["--local"] if how == "local" else []), "--set", "train.steps=3000")
+    deadline = time.monotonic() + 120
+    while len(list(read_lines(run / "metrics.jsonl"))) < 25:
+        assert driver.poll() is None, driver.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGINT)
+    _, err = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert err.rstrip().endswith("`nearfar train CONFIG --resume` goes on from the last checkpoint")
+    assert "Traceback" not in err
+    assert json.loads((run / "result.json").read_text())["status"] == "KILLED"
+    assert (run / "checkpoints" / "step-00000020").is_dir()
 
 
 def _workers(pid: int) -> list[int]:
