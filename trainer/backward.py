@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.batch import Batch
-from trainer.engine import Stats
+from trainer.family import Stats
 from trainer.objective import Objective
 
 

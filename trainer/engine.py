@@ -8,17 +8,17 @@ ranks is divided by the count over all ranks: no other reduction is exact when r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from trainer import collectives
+from trainer.family import Found, Joined, Stats
 from trainer.ids import Ids, Relations
 from trainer.rows import RowLoss, Rows, Terms
 
-Stats = dict[str, Tensor]
 Guard = Callable[[Rows, Tensor | None, Tensor | None], None]  # rows, targets of queries [q, E] and of candidates [G, E]
 SPARSE = 64  # a gradient in fewer than 1 / SPARSE of the columns is not worth a matrix product
 
@@ -31,28 +31,49 @@ class Candidates:
     norms: Tensor  # [G] squared
     ids: Ids
     place: Tensor  # [G]: where each stands in the order of ranks, memory last
+    columns: Tensor  # [num_places]: the reverse of `place`, -1 for what is not among the candidates
     target: Tensor | None = None  # [G, E]
 
     @staticmethod
     def sort(vectors: Tensor, ids: Ids, target: Tensor | None) -> Candidates:
+        """`vectors` [G, D] of all ranks in rank order; memory may follow them."""
         order = ids.order()
         vectors = vectors[order]
-        return Candidates(vectors, squared_norms(vectors), ids.select(order), order, None if target is None else target[order])
+        target = None if target is None else target[order]
+        return Candidates(vectors, squared_norms(vectors), ids.select(order), order, _reverse(order, len(order)), target)
 
     def select(self, columns: Tensor) -> Candidates:
         target = None if self.target is None else self.target[columns]
-        return Candidates(self.vectors[columns], self.norms[columns], self.ids.select(columns), self.place[columns], target)
+        place = self.place[columns]
+        reverse = _reverse(place, len(self.columns))
+        return Candidates(self.vectors[columns], self.norms[columns], self.ids.select(columns), place, reverse, target)
+
+
+def _reverse(place: Tensor, size: int) -> Tensor:
+    reverse = torch.full((size,), -1, dtype=torch.int64, device=place.device)
+    reverse[place] = torch.arange(len(place), device=place.device)
+    return reverse
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Queries, as numbers of this rank's rows [q], and what they are compared with."""
+
+    rows: Tensor
+    candidates: Candidates
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`norms`: gradients flow through the lengths of the vectors; `guard` drops negatives of a chunk before mining."""
+    """`norms`: gradients flow through the lengths of the vectors; `through_candidates`: also to the candidates.
+
+    `first`: place of this rank's first row among those of all ranks; `guard` drops negatives of a chunk before mining.
+    """
 
     norms: bool
-    chunk_bytes: int
-    stats: bool
-    seed: int
-    guard: Guard | None
+    first: int
+    through_candidates: bool = True
+    guard: Guard | None = None
 
 
 class Sums:
@@ -67,47 +88,60 @@ class Sums:
         self.numbers = torch.zeros(2, dtype=torch.float64, device=x.device)  # total, count
         self.stats: dict[str, Tensor] = {}
 
-    def add_pass(
-        self, loss: RowLoss, rows: Tensor, ids: Ids, candidates: Candidates, target: Tensor | None, settings: Settings
-    ) -> None:
-        """Queries `rows` (numbers of rows of x) against `candidates`; `ids`, `target`: of all rows of x."""
+    def survey(self, loss: RowLoss, passes: Sequence[Pass], batch: Joined, settings: Settings) -> None:
+        """Show all chunks of all passes to the loss before it computes. Collective: every rank calls it."""
+        found = self.x.new_empty(0)
+        with torch.no_grad():
+            for one in passes:
+                for chunk, _ in self._chunks(loss, one, batch, settings):
+                    found = loss.thin(torch.cat([found, loss.survey(chunk)]))
+        sizes = collectives.sizes(len(found), found.device)
+        loss.settle(collectives.gather(found, sizes))
+
+    def add(self, loss: RowLoss, one: Pass, batch: Joined, settings: Settings) -> None:
+        """All chunks of a pass, forward and backward."""
+        candidates = one.candidates
+        grad_candidates = torch.zeros_like(candidates.vectors)
+        for chunk, part in self._chunks(loss, one, batch, settings):
+            if batch.with_stats:
+                self._note(_row_stats(chunk))
+            with torch.enable_grad():
+                terms = loss(chunk)
+            self._differentiate(chunk, terms, part, candidates, grad_candidates)
+            self.numbers += torch.stack([terms.total.detach().double(), terms.count.double()])
+            if batch.with_stats:
+                self._note(terms.stats)
+        if settings.through_candidates:
+            self.grad_places.index_add_(0, candidates.place, grad_candidates)
+
+    def _chunks(self, loss: RowLoss, one: Pass, batch: Joined, settings: Settings) -> Iterator[tuple[Rows, Tensor]]:
+        """The pass as rows, with the numbers of the queries among x; a chunk is over when the next is asked for."""
+        candidates = one.candidates
         if not len(candidates.place):
             return  # the same on every rank
         relations = Relations(candidates.ids)
         width = len(candidates.place) * self.x.element_size() * loss.temporaries
-        per_chunk = max(1, min(settings.chunk_bytes // width, max(1, len(rows))))
+        per_chunk = max(1, min(batch.chunk_bytes // width, max(1, len(one.rows))))
         buffer = self.x.new_empty((per_chunk, len(candidates.place)))
-        grad_candidates = torch.zeros_like(candidates.vectors)
         # A rank without queries still runs one empty chunk: it must know the same statistics as the others.
-        for part in torch.split(rows, per_chunk):
-            queries, own = self.x[part], ids.select(part)
+        for part in torch.split(one.rows, per_chunk):
+            queries, own = self.x[part], batch.ids.select(part)
             torch.mm(queries, candidates.vectors.T, out=buffer[: len(part)])
-            norms = candidates.norms.detach().requires_grad_(settings.norms)
             chunk = Rows(
                 buffer[: len(part)],
                 squared_norms(queries).requires_grad_(settings.norms),
-                norms,
+                candidates.norms.detach().requires_grad_(settings.norms),
                 relations.of(own, explicit_for_anchors=loss.explicit_for_anchors),
                 (own, candidates.ids),
-                seed=settings.seed,
+                candidates.columns[settings.first + part],
+                seed=batch.seed,
             )
             if settings.guard is not None:
-                settings.guard(chunk, None if target is None else target[part], candidates.target)
-            if settings.stats:
-                self._note(_row_stats(chunk))
-            with torch.enable_grad():
-                terms = loss(chunk)
-            self._differentiate(chunk, terms, part, queries, candidates, grad_candidates)
-            self.numbers += torch.stack([terms.total.detach().double(), terms.count.double()])
-            if settings.stats:
-                self._note(terms.stats)
-        self.grad_places.index_add_(0, candidates.place, grad_candidates)
+                settings.guard(chunk, None if batch.target is None else batch.target[part], candidates.target)
+            yield chunk, part
 
-    def reduce(self, num_rows: Sequence[int]) -> tuple[Tensor, Tensor, list[Tensor], Stats]:
-        """Sum over ranks and divide by the global count: value, gradient of x times the number of ranks, of parameters.
-
-        Collective: every rank calls it. Without terms all of it is 0.
-        """
+    def reduce(self, num_rows: Sequence[int]) -> Found:
+        """Sum over ranks and divide by the global count; without terms all of it is 0. Collective: every rank calls it."""
         names, shapes = list(self.stats), [p.numel() for p in self.parameters]
         flat = [self.numbers, *(self.stats[n] for n in names), *(g.flatten() for g in self.grad_parameters)]
         summed = collectives.total(torch.cat(flat))
@@ -121,17 +155,17 @@ class Sums:
         }
         pieces = torch.split(summed[2 + 2 * len(names) :], shapes) if shapes else ()
         grads = [(g * share).view_as(p).to(p.dtype) for g, p in zip(pieces, self.parameters, strict=True)]
-        return (total * share).to(grad.dtype), grad, grads, {**stats, "num_terms": count}
+        return Found((total * share).to(grad.dtype), grad, grads, {**stats, "num_terms": count})
 
     def _differentiate(
         self,
         chunk: Rows,
         terms: Terms,
         part: Tensor,
-        queries: Tensor,
         candidates: Candidates,
         grad_candidates: Tensor,
     ) -> None:
+        queries = self.x[part]
         dense = terms.gradient
         picked: list[tuple[Tensor, Tensor]] = []
         parameters: Sequence[Tensor | None] = terms.parameter_gradients

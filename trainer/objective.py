@@ -13,7 +13,8 @@ from torch.autograd.function import once_differentiable
 from configs.registry import checked_options, resolve
 from configs.schema import Part
 from trainer import collectives
-from trainer.engine import Candidates, Settings, Stats, Sums
+from trainer.engine import Candidates, Pass, Settings, Sums
+from trainer.family import Family, Found, Joined, Stats
 from trainer.ids import Ids
 from trainer.rows import RowLoss
 
@@ -41,7 +42,7 @@ class Objective(nn.Module):
 
     def __init__(
         self,
-        loss: RowLoss,
+        loss: RowLoss | Family,
         normalize: bool = True,
         queries: Literal["all", "anchors"] = "all",
         candidates: Literal["all", "other_view"] = "all",
@@ -81,39 +82,47 @@ class Objective(nn.Module):
         num_rows = collectives.sizes(work.shape[0], work.device)
         needs_view = self.queries != "all" or self.candidates != "all"
         ids = _complete(num_rows, group, needs_view=needs_view, uid=uid, view=view, record=record, match=match, valid=valid)
-        stats: Stats = {}
+        chunk_bytes = self.chunk_bytes or (32 if work.device.type == "cpu" else 64) * 2**20
+        batch = Joined(ids, num_rows, None, step, with_stats, chunk_bytes)
         parameters = [p for p in self.parameters() if p.requires_grad]
+        stats: Stats = {}
 
-        def compute(x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-            value, grad, grads, found = self._sums(x, ids, num_rows, parameters, step, with_stats).reduce(num_rows)
-            stats.update(found)
-            return value, grad, grads
+        def compute(x: Tensor) -> Found:
+            found = self._compute(x, batch, parameters, given=match is not None)
+            stats.update(found.stats)
+            return found
 
         value: Tensor = _GlobalMean.apply(work, compute, *parameters)  # type: ignore[no-untyped-call]
         return value, stats
 
-    def _sums(
-        self, x: Tensor, ids: Ids, num_rows: Sequence[int], parameters: Sequence[Tensor], step: int, with_stats: bool
-    ) -> Sums:
-        columns = collectives.gather(ids.stack(), num_rows)  # [G, 6]
-        batch = Candidates.sort(collectives.gather(x, num_rows), Ids.unstack(columns), None)
-        sums = Sums(x, len(batch.place), parameters)
-        chunk_bytes = self.chunk_bytes or (32 if x.device.type == "cpu" else 64) * 2**20
-        settings = Settings(norms=not self.normalize, chunk_bytes=chunk_bytes, stats=with_stats, seed=step, guard=None)
-        for own_views, other_views in self._passes():
-            rows = (own_views(ids.view) & (ids.valid == 1)).nonzero()[:, 0]
-            columns_of = None if other_views is _all else other_views(batch.ids.view).nonzero()[:, 0]
-            candidates = batch if columns_of is None else batch.select(columns_of)
-            sums.add_pass(self.loss, rows, ids, candidates, None, settings)
-        return sums
+    def _compute(self, x: Tensor, batch: Joined, parameters: Sequence[Tensor], *, given: bool) -> Found:
+        loss = self.loss
+        if isinstance(loss, RowLoss) and given and loss.given is not None:
+            loss = loss.given
+        if not isinstance(loss, RowLoss):
+            return loss.compute(x, batch, parameters)
+        columns = collectives.gather(batch.ids.stack(), batch.num_rows)  # [G, 6]
+        everyone = Candidates.sort(collectives.gather(x, batch.num_rows), Ids.unstack(columns), None)
+        sums = Sums(x, len(everyone.place), parameters)
+        settings = Settings(norms=not self.normalize, first=sum(batch.num_rows[: collectives.rank()]))
+        passes = [self._pass(batch.ids, everyone, *views) for views in self._passes(loss)]
+        if loss.surveys:
+            sums.survey(loss, passes, batch, settings)
+        for one in passes:
+            sums.add(loss, one, batch, settings)
+        return sums.reduce(batch.num_rows)
 
-    def _passes(self) -> list[tuple[_Views, _Views]]:
+    def _pass(self, ids: Ids, everyone: Candidates, own: _Views, others: _Views) -> Pass:
+        rows = (own(ids.view) & (ids.valid == 1)).nonzero()[:, 0]
+        return Pass(rows, everyone if others is _all else everyone.select(others(everyone.ids.view).nonzero()[:, 0]))
+
+    def _passes(self, loss: RowLoss) -> list[tuple[_Views, _Views]]:
         """(query views, candidate views) of every pass over the batch."""
         if self.candidates == "all":
             passes: list[tuple[_Views, _Views]] = [(_anchors if self.queries == "anchors" else _not_explicit, _all)]
         else:
             passes = [(_anchors, _others), *([(_positives, _anchors)] if self.queries == "all" else [])]
-        if self.queries == "anchors" and self.loss.symmetric:
+        if self.queries == "anchors" and loss.symmetric:
             passes.append((_positives, _all if self.candidates == "all" else _anchors))
         return passes
 
@@ -152,10 +161,10 @@ class _GlobalMean(torch.autograd.Function):
     """Runs `compute` once, in forward; backward only scales the gradients it found."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, compute: Callable[[Tensor], Any], *parameters: Tensor) -> Tensor:
-        value, grad, parameter_grads = compute(x.detach())
-        ctx.save_for_backward(grad, *parameter_grads)
-        return value  # type: ignore[no-any-return]
+    def forward(ctx: Any, x: Tensor, compute: Callable[[Tensor], Found], *parameters: Tensor) -> Tensor:
+        found = compute(x.detach())
+        ctx.save_for_backward(found.grad, *found.grads)
+        return found.value
 
     @staticmethod
     @once_differentiable

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from trainer.family import Family
 from trainer.ids import Ids, Related
 
 Distance = Literal["euclidean", "squared_euclidean", "cosine"]
@@ -29,6 +30,7 @@ class Rows:
         candidate_norms: Tensor,
         related: Related,
         ids: tuple[Ids, Ids],
+        place: Tensor,
         *,
         seed: int = 0,
     ) -> None:
@@ -36,6 +38,7 @@ class Rows:
         self.query_norms, self.candidate_norms = query_norms, candidate_norms  # [q], [G] squared
         self.positives, self.is_positive = related.columns, related.is_positive  # [q, P] columns, bool
         self.queries, self.candidates = ids
+        self.place = place  # [q] the query's own column; -1 where the candidates are other views
         self.seed = seed  # of this step, the same on all ranks
         self.picked: list[tuple[Tensor, Tensor]] = []  # (columns, leaf) of every `at`
         self.leaf: Tensor | None = None
@@ -103,14 +106,30 @@ class Terms:
 
 
 class RowLoss(nn.Module):
-    """A loss over rows: differentiable sums and counts; the engine divides by the count of all ranks."""
+    """A loss over rows: differentiable sums and counts; the engine divides by the count of all ranks.
+
+    With `surveys`, all chunks are shown to `survey` first; what it finds on all ranks goes to `settle`, then the loss runs.
+    """
 
     symmetric = False  # with `queries: anchors`, also from positives to anchors
     explicit_for_anchors = False  # explicit negatives are candidates of view 0 only
+    surveys = False
+    given: Family | None = None  # used instead when the caller says which pairs match
     temporaries = 8  # how many [q, G] arrays of the similarity's type live at once, similarity and gradient included
 
     def forward(self, rows: Rows) -> Terms:
         raise TypeError(f"{type(self).__name__} computes no terms")
+
+    def survey(self, rows: Rows) -> Tensor:
+        """What the loss must know of all chunks before it can compute one, without gradient.  [m]"""
+        raise TypeError(f"{type(self).__name__} surveys nothing")
+
+    def thin(self, found: Tensor) -> Tensor:
+        """Drop what cannot matter any more, so that a rank's findings stay small.  [m] -> [at most m]"""
+        return found
+
+    def settle(self, found: Tensor) -> None:
+        """Take the findings of all ranks, the same on every rank, in no particular order.  [m]"""
 
 
 def safe_sqrt(x: Tensor) -> Tensor:
