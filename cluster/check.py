@@ -85,9 +85,9 @@ def _open(key: str, path: str) -> Manifest:
 
 def _check_data(config: RunConfig, manifest: Manifest) -> int:
     per_epoch = units_per_epoch(manifest, config.data)
-    options = config.loss.options
+    views = [part.options.get(key) for part in config.loss for key in ("queries", "candidates")]
     if manifest.kind == "labelled" and config.data.per_class is None:
-        if options.get("candidates") == "other_view" or options.get("queries") == "anchors":
+        if "other_view" in views or "anchors" in views:
             raise ValueError(
                 "loss: anchors and other_view need pairs, triplets or data.per_class; labelled images have one view"
             )

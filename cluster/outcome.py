@@ -122,7 +122,7 @@ def _card(config: RunConfig, facts: Facts, metrics: dict[str, float]) -> dict[st
     return {
         "Metrics on images that were not trained on": {name: round(value, 4) for name, value in metrics.items()},
         "Training": {
-            "loss": config.loss.name,
+            "loss": ", ".join(part.name for part in config.loss),
             "steps": facts.steps,
             "global batch": config.data.batch,
             "encoder": config.encoder.name,

@@ -115,7 +115,8 @@ def build_training(config: RunConfig, device: torch.device, dtype: torch.dtype) 
     encoder = build_encoder(config.encoder, config.data.image_size).to(device=device, dtype=dtype)
     objective = build_objective(config.loss).to(device=device, dtype=dtype)
     average = Average(encoder, config.train.ema)
-    return state.Training(encoder, average, objective, build_optimizer(config.optim, [encoder, objective]))
+    keys = Average(encoder, config.train.momentum) if config.train.momentum else None
+    return state.Training(encoder, average, objective, build_optimizer(config.optim, [encoder, objective]), keys)
 
 
 def augmented(config: RunConfig, dtype: torch.dtype) -> Callable[[Batch], Tensor]:

@@ -92,13 +92,26 @@ def _set(tree: dict[str, Any], override: str) -> None:
     if not equals or not key.strip():
         raise ValueError(f"--set {override!r}: expected key.path=value, for instance train.steps=100")
     *parents, last = key.strip().split(".")
+    place: Any = tree
     for parent in parents:
-        inner = tree.get(parent)
-        if inner is not None and not isinstance(inner, dict):
-            raise ValueError(f"--set {override!r}: {parent!r} holds {inner!r}, not a section")
-        tree[parent] = dict(inner or {})  # a copy: the caller's mapping stays as it was
-        tree = tree[parent]
-    tree[last] = _yaml(text, f"--set {override!r}")
+        index = _index(place, parent, override)
+        inner = place[index] if isinstance(place, list) else place.get(index)
+        if inner is not None and not isinstance(inner, (dict, list)):
+            raise ValueError(f"--set {override!r}: {parent!r} holds {_shorten(inner)}, not a section")
+        place[index] = list(inner) if isinstance(inner, list) else dict(inner or {})  # a copy: the caller's stays as it was
+        place = place[index]
+    place[_index(place, last, override)] = _yaml(text, f"--set {override!r}")
+
+
+def _index(place: Any, key: str, override: str) -> Any:
+    """`key` for a section, its number for a list such as that of several losses."""
+    if not isinstance(place, list):
+        return key
+    if not key.isdecimal() or int(key) >= len(place):
+        raise ValueError(
+            f"--set {override!r}: {key!r} is no number of a list with {len(place)} entries, the first of which is 0"
+        )
+    return int(key)
 
 
 def _explain(detail: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -89,6 +89,9 @@ class Train(Section):
     reproducible: Literal[False] = Field(False, description="bit-equal curves at any world size; not available yet")
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="decay of the averaged weights that are evaluated")
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0, description="decay of a momentum encoder that makes the candidates"
+    )
     log_every: Annotated[int, Field(ge=1)] = 10
     checkpoint_every: Annotated[int, Field(ge=1)] = 500
     evaluate_every: Annotated[int, Field(ge=1)] = 500
@@ -133,11 +136,21 @@ class RunConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     data: Data
     encoder: Part = Part(name="convnet")
-    loss: Part = Part(name="info_nce")
+    loss: tuple[Part, ...] = (Part(name="info_nce"),)  # written as one mapping, or as a list of them with weights
     optim: Optim = Optim()
     train: Train
     cluster: Cluster = Cluster()
     tracking: Tracking = Tracking()
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _one_or_more(cls, loss: Any) -> Any:
+        return [loss] if isinstance(loss, (dict, Part)) else loss
+
+    @field_serializer("loss")
+    def _plainly(self, loss: tuple[Part, ...]) -> Any:
+        plain = [part.model_dump(mode="json") for part in loss]
+        return plain[0] if len(plain) == 1 else plain
 
     @model_validator(mode="after")
     def _batch_arithmetic(self) -> RunConfig:

@@ -58,9 +58,11 @@ seed: 3
 data:
   {{train: "{shards}/train", eval: "{shards}/eval", image_size: 16, batch: 32, per_class: 2, augment: {{crop: [0.7, 1]}}}}
 encoder: {{name: convnet, dim: 16, patch: 2, widths: [8, 16], blocks: 1, grid: 2}}
-loss: {{name: info_nce, temperature: 0.1}}
+loss:
+  - {{name: info_nce, temperature: 0.1, learnable: true, memory: 100, memory_start: 10}}
+  - {{name: triplet, miner: semi_hard, weight: 0.5}}
 optim: {{lr: 1.0e-3, warmup_steps: 5}}
-train: {{steps: 50, precision: fp64, log_every: 1, checkpoint_every: 20, evaluate_every: 25}}
+train: {{steps: 50, precision: fp64, ema: 0.9, momentum: 0.95, log_every: 1, checkpoint_every: 20, evaluate_every: 25}}
 cluster: {{workers: 2, storage: "{storage}", max_failures: 1}}
 """
 

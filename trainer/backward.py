@@ -4,34 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipelines.batch import Batch
 from trainer.family import Stats
-from trainer.objective import Objective
 
 
 def backward(
     encoder: nn.Module,
-    objective: Objective,
+    objective: nn.Module,
     images: Tensor,
     batch: Batch,
     *,
     pieces: Sequence[int] | None = None,
     autocast: torch.dtype | None = None,
+    **extra: Any,
 ) -> tuple[Tensor, Stats]:
     """Add the gradient of the global mean loss to the parameters; returns the loss and its statistics.
 
-    `images` [n, 3, H, W] float; `pieces`: row counts that sum to n, for the gradient cache (Gao et al. 2021): a pass
-    without graph gives all vectors, the objective their gradients, and a second pass back-propagates piece by piece.
+    `images` [n, 3, H, W] float; `extra` goes to the objective (`keys`, `target`, `step`, `with_stats`).
+    `pieces`: row counts that sum to n, for the gradient cache (Gao et al. 2021): a pass without graph gives all vectors, the
+    objective their gradients, and a second pass back-propagates piece by piece.
     Collective: every rank calls it, and each all-reduces the encoder's gradients once.
     """
     if pieces is None or len(pieces) == 1:
         with _autocast(images, autocast):
             vectors = encoder(images)
-        loss, stats = _apply(objective, vectors, batch)
+        loss, stats = _apply(objective, vectors, batch, extra)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach(), stats
     states: list[list[Tensor]] = []
@@ -39,7 +41,7 @@ def backward(
     with torch.no_grad(), _autocast(images, autocast):
         vectors = torch.cat([_forward(encoder, part, states) for part in parts])
     vectors.requires_grad_()
-    loss, stats = _apply(objective, vectors, batch)
+    loss, stats = _apply(objective, vectors, batch, extra)
     loss.backward()  # type: ignore[no-untyped-call]
     assert vectors.grad is not None
     for i, (part, grad) in enumerate(zip(parts, torch.split(vectors.grad, list(pieces)), strict=True)):
@@ -59,11 +61,17 @@ def pieces_of(batch: Batch, micro_batch: int | None) -> list[int] | None:
     return [int(n) for n in torch.unique_consecutive(batch.record // micro_batch, return_counts=True)[1].tolist()]
 
 
-def _apply(objective: Objective, vectors: Tensor, batch: Batch) -> tuple[Tensor, Stats]:
-    value, stats = objective(
-        vectors, batch.group, uid=batch.uid, view=batch.view, record=batch.record, match=batch.match, valid=batch.valid
-    )
+def _apply(objective: nn.Module, vectors: Tensor, batch: Batch, extra: dict[str, Any]) -> tuple[Tensor, Stats]:
+    own = {"uid": batch.uid, "view": batch.view, "record": batch.record, "match": batch.match, "valid": batch.valid}
+    value, stats = objective(vectors, batch.group, **own, **extra)
     return value, stats
+
+
+@torch.no_grad()
+def encode(encoder: nn.Module, images: Tensor, pieces: Sequence[int] | None, autocast: torch.dtype | None) -> Tensor:
+    """Vectors [n, D] of `images` without graph, piece by piece."""
+    with _autocast(images, autocast):
+        return torch.cat([encoder(part) for part in torch.split(images, list(pieces or [len(images)]))])
 
 
 def _autocast(images: Tensor, dtype: torch.dtype | None) -> AbstractContextManager[object]:

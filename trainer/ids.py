@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from trainer import collectives
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,3 +124,27 @@ def _stretch(ordered: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 def _fill(matrix: Tensor, columns: Tensor, where: Tensor, value: float) -> None:
     kept = matrix.gather(1, columns)
     matrix.scatter_(1, columns, kept.masked_fill_(where, value))
+
+
+def complete(num_rows: Sequence[int], group: Tensor, *, needs_view: bool, **given: Tensor | None) -> Ids:
+    """Fill in what the caller left out, check shapes, and make `record` global."""
+    if given["view"] is None and needs_view:
+        raise ValueError("queries: anchors and candidates: other_view need `view`: 0 anchor, 1 positive, 2.. negatives")
+    n, device, start = num_rows[collectives.rank()], group.device, sum(num_rows[: collectives.rank()])
+    for name, tensor in (("group", group), *given.items()):
+        if tensor is not None and name != "match" and tensor.shape != (n,):
+            raise ValueError(f"{name}: expected shape [{n}], one number for each vector, got {list(tensor.shape)}")
+    row = torch.arange(start, start + n, device=device)
+    record, match, valid = given["record"], given["match"], given["valid"]
+    if match is not None and record is None:
+        raise ValueError("match needs record: it says which pair every row belongs to")
+    ones = torch.ones_like(row)
+    return Ids(
+        group=group.long(),
+        uid=row if given["uid"] is None else given["uid"].long(),
+        view=torch.zeros_like(row) if given["view"] is None else given["view"].long(),
+        # Records are numbered from 0 on every rank; a rank has no more records than rows, so its first row is a safe offset.
+        record=row if record is None else record.long() + start,
+        match=ones if match is None or record is None else match.long()[record],
+        valid=ones if valid is None else valid.long(),
+    )

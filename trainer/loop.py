@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,7 @@ from configs.errors import Unrecoverable
 from configs.schema import RunConfig
 from pipelines.batch import Batch
 from trainer import collectives
-from trainer.backward import backward, pieces_of
-from trainer.objective import Objective
+from trainer.backward import backward, encode, pieces_of
 from trainer.optim import learning_rate
 from trainer.state import Training
 
@@ -49,7 +48,6 @@ def fit(config: RunConfig, training: Training, stream: Stream, hooks: Hooks, *, 
     """
     settings = config.train
     encoder, objective = collectives.data_parallel(training.encoder), training.objective
-    assert isinstance(objective, Objective)
     autocast = torch.bfloat16 if settings.precision == "bf16" else None
     parameters = [p for group in training.optimizer.param_groups for p in group["params"]]
     device = parameters[0].device
@@ -64,12 +62,18 @@ def fit(config: RunConfig, training: Training, stream: Stream, hooks: Hooks, *, 
         batch = next(stream)
         pieces = pieces_of(batch, settings.micro_batch)  # read on the host, before the batch leaves it
         batch = batch.pin().to(device) if device.type == "cuda" else batch
-        loss, stats = backward(encoder, objective, hooks.prepare(batch), batch, pieces=pieces, autocast=autocast)
+        images = hooks.prepare(batch)
+        due = [step % every == 0 or step == steps for every in (settings.log_every, settings.evaluate_every)]
+        extra: dict[str, Any] = {"step": step, "with_stats": due[0]}
+        if training.keys is not None:
+            extra["keys"] = encode(training.keys.module, images, pieces, autocast)
+        loss, stats = backward(encoder, objective, images, batch, pieces=pieces, autocast=autocast, **extra)
         norm = nn.utils.clip_grad_norm_(parameters, config.optim.clip_norm or float("inf"))
         training.optimizer.step()
         training.optimizer.zero_grad(set_to_none=True)
         training.average.update(step)
-        due = [step % every == 0 or step == steps for every in (settings.log_every, settings.evaluate_every)]
+        if training.keys is not None:
+            training.keys.update(step)
         keep = step % settings.checkpoint_every == 0 or step == steps
         if due[0] or keep:
             _refuse_nonfinite(step, loss, norm)  # the only place in a step that waits for the device

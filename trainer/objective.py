@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -13,23 +14,47 @@ from torch.autograd.function import once_differentiable
 from configs.registry import checked_options, resolve
 from configs.schema import Part
 from trainer import collectives
+from trainer.combine import Prefixes, Weighted
 from trainer.engine import Candidates, Pass, Settings, Sums
 from trainer.family import Family, Found, Joined, Stats
-from trainer.ids import Ids
+from trainer.guards import Guards
+from trainer.ids import Ids, complete
+from trainer.memory import Memory
 from trainer.rows import RowLoss
 
 
-def build_objective(loss: Mapping[str, Any] | Part) -> Objective:
-    """The objective for a config's `loss` section, `{name, **options}`.
+def build_objective(loss: Mapping[str, Any] | Part | Sequence[Mapping[str, Any] | Part]) -> nn.Module:
+    """The objective for a config's `loss` section: `{name, **options}`, or a list of them, each with a `weight`.
 
-    Raises ValueError for an unknown name or option.
+    It is called as `Objective.forward`. Raises ValueError for an unknown name or option.
     """
-    part = loss if isinstance(loss, Part) else Part.model_validate(dict(loss))
+    if isinstance(loss, (Mapping, Part)):
+        return _build(loss if isinstance(loss, Part) else Part.model_validate(dict(loss)))
+    parts = [part if isinstance(part, Part) else Part.model_validate(dict(part)) for part in loss]
+    if not parts:
+        raise ValueError("loss: an empty list; name at least one loss")
+    names = [part.name if sum(p.name == part.name for p in parts) == 1 else f"{part.name}_{i}" for i, part in enumerate(parts)]
+    weights = [float(part.options.get("weight", 1.0)) for part in parts]
+    return Weighted({n: _build(_without(part, "weight")) for n, part in zip(names, parts, strict=True)}, weights)
+
+
+def _build(part: Part) -> nn.Module:
+    dims = part.options.get("matryoshka")
+    part = _without(part, "matryoshka")
     function = resolve("loss", part.name)
     engine = [name for name in inspect.signature(Objective).parameters if name != "loss"]
-    own = checked_options("loss", part, function, context=(), also=engine)
+    own = checked_options("loss", part, function, context=(), also=[*engine, "matryoshka"])
     shared = Part.model_validate({"name": part.name, **{k: v for k, v in part.options.items() if k in engine}})
-    return Objective(function(**own), **checked_options("loss", shared, Objective, context=["loss"]))
+    objective = Objective(function(**own), **checked_options("loss", shared, Objective, context=["loss"]))
+    if dims is None:
+        return objective
+    if objective.memory is not None:
+        raise ValueError("loss.matryoshka: cannot be joined with loss.memory, which holds vectors of one length; drop one")
+    return Prefixes(objective, dims)
+
+
+def _without(part: Part, key: str) -> Part:
+    return Part.model_validate({"name": part.name, **{k: v for k, v in part.options.items() if k != key}})
 
 
 class Objective(nn.Module):
@@ -37,6 +62,8 @@ class Objective(nn.Module):
 
     `normalize` scales vectors to unit length first. `queries` and `candidates` choose rows and columns:
     `all`: views 0 and 1 against everything; `anchors`, `other_view`: view 0 against the other views.
+    `memory`: how many embeddings of past steps are further candidates, from step `memory_start` on. `ignore_*`: see Guards.
+    `wire: bf16` halves the bytes of the gather; candidates (not queries, nor gradients) are rounded to 8 bits of mantissa.
     `chunk_bytes` bounds the temporaries of one chunk (default 64 MiB on an accelerator, 32 MiB on a CPU).
     """
 
@@ -46,6 +73,12 @@ class Objective(nn.Module):
         normalize: bool = True,
         queries: Literal["all", "anchors"] = "all",
         candidates: Literal["all", "other_view"] = "all",
+        memory: int = 0,
+        memory_start: int = 0,
+        ignore_above: float | None = None,
+        ignore_above_ratio: float | None = None,
+        ignore_closer_than: float | None = None,
+        wire: Literal["fp32", "bf16"] = "fp32",
         chunk_bytes: int | None = None,
     ) -> None:
         super().__init__()
@@ -55,7 +88,16 @@ class Objective(nn.Module):
         self.normalize = normalize
         self.queries = queries
         self.candidates = candidates
+        self.memory = Memory(memory, memory_start) if memory else None
+        self.guards = Guards(ignore_above, ignore_above_ratio, ignore_closer_than)
+        self.wire = wire
         self.chunk_bytes = chunk_bytes
+        if not isinstance(loss, RowLoss) and (memory or self.guards.on):
+            raise ValueError(
+                f"loss.memory and loss.ignore_*: {type(loss).__name__} chooses no candidates, so it has none to keep"
+            )
+        if self.memory is not None and ignore_closer_than is not None:
+            raise ValueError("loss.ignore_closer_than: targets are not remembered, so it cannot be joined with loss.memory")
 
     def forward(
         self,
@@ -67,50 +109,83 @@ class Objective(nn.Module):
         record: Tensor | None = None,
         match: Tensor | None = None,
         valid: Tensor | None = None,
+        keys: Tensor | None = None,
+        target: Tensor | None = None,
         step: int = 0,
         with_stats: bool = True,
     ) -> tuple[Tensor, Stats]:
         """Global mean loss (the same scalar on every rank) and statistics. Collective: every rank calls it.
 
-        `vectors` [n, D]; `group`, `uid`, `view`, `record` [n] int64; `match` [records] {0, 1}; `valid` [n] bool; `step`
-        seeds random mining. Without `uid` every row is its own image; without `view` all rows are queries and candidates.
-        Half precision is raised to fp32. Gradients: of `vectors`, the single-process gradient times the number of ranks, so
-        that DDP's averaging gives the true one; of loss parameters, the true one on every rank.
+        `vectors` [n, D]; `group`, `uid`, `view`, `record` [n] int64; `match` [records] {0, 1}; `valid` [n] bool; `keys`
+        [n, D]: a momentum encoder's vectors, candidates in place of `vectors`, without gradient; `target` [n, E]: a teacher's
+        or frozen space. `step` seeds random mining. Without `uid` every row is its own image; without `view` all rows are
+        queries and candidates. Half precision is raised to fp32. Gradients: of `vectors`, the single-process gradient times
+        the number of ranks, so that DDP's averaging gives the true one; of loss parameters, the true one on every rank.
         """
-        work = vectors if vectors.dtype == torch.float64 else vectors.float()
+        work = _raised(vectors)
         work = unit(work) if self.normalize else work
         num_rows = collectives.sizes(work.shape[0], work.device)
         needs_view = self.queries != "all" or self.candidates != "all"
-        ids = _complete(num_rows, group, needs_view=needs_view, uid=uid, view=view, record=record, match=match, valid=valid)
+        ids = complete(num_rows, group, needs_view=needs_view, uid=uid, view=view, record=record, match=match, valid=valid)
+        keys = None if keys is None else unit(_raised(keys.detach())) if self.normalize else _raised(keys.detach())
+        target = None if target is None else target.detach().to(work.dtype)
+        for name, given in (("keys", keys), ("target", target)):
+            if given is not None and given.shape[0] != work.shape[0]:
+                raise ValueError(f"{name}: expected {work.shape[0]} rows, one for each vector, got {given.shape[0]}")
         chunk_bytes = self.chunk_bytes or (32 if work.device.type == "cpu" else 64) * 2**20
-        batch = Joined(ids, num_rows, None, step, with_stats, chunk_bytes)
+        batch = Joined(ids, num_rows, target, step, with_stats, chunk_bytes)
         parameters = [p for p in self.parameters() if p.requires_grad]
         stats: Stats = {}
 
         def compute(x: Tensor) -> Found:
-            found = self._compute(x, batch, parameters, given=match is not None)
+            loss = self.loss
+            if isinstance(loss, RowLoss) and match is not None and loss.given is not None:
+                loss = loss.given
+            if isinstance(loss, RowLoss):
+                found = self._rows(loss, x, keys, batch, parameters)
+            else:
+                found = loss.compute(x, batch, parameters)
             stats.update(found.stats)
             return found
 
         value: Tensor = _GlobalMean.apply(work, compute, *parameters)  # type: ignore[no-untyped-call]
         return value, stats
 
-    def _compute(self, x: Tensor, batch: Joined, parameters: Sequence[Tensor], *, given: bool) -> Found:
-        loss = self.loss
-        if isinstance(loss, RowLoss) and given and loss.given is not None:
-            loss = loss.given
-        if not isinstance(loss, RowLoss):
-            return loss.compute(x, batch, parameters)
-        columns = collectives.gather(batch.ids.stack(), batch.num_rows)  # [G, 6]
-        everyone = Candidates.sort(collectives.gather(x, batch.num_rows), Ids.unstack(columns), None)
-        sums = Sums(x, len(everyone.place), parameters)
-        settings = Settings(norms=not self.normalize, first=sum(batch.num_rows[: collectives.rank()]))
+    def _rows(self, loss: RowLoss, x: Tensor, keys: Tensor | None, batch: Joined, parameters: Sequence[Tensor]) -> Found:
+        everyone = self._everyone(x if keys is None else keys, batch)
+        sums = Sums(x, len(everyone.columns), parameters)
+        settings = Settings(
+            norms=not self.normalize,
+            first=sum(batch.num_rows[: collectives.rank()]),
+            through_candidates=keys is None,
+            guard=self.guards if self.guards.on else None,
+        )
+        if self.guards.ignore_closer_than is not None and batch.target is not None:
+            batch = replace(batch, target=unit(batch.target))
         passes = [self._pass(batch.ids, everyone, *views) for views in self._passes(loss)]
         if loss.surveys:
             sums.survey(loss, passes, batch, settings)
         for one in passes:
             sums.add(loss, one, batch, settings)
         return sums.reduce(batch.num_rows)
+
+    def _everyone(self, x: Tensor, batch: Joined) -> Candidates:
+        """The candidates of all ranks, and what is remembered behind them; then remembers these."""
+        wire = x.bfloat16() if self.wire == "bf16" else x  # rounded with one rank too: the result is the same on any number
+        vectors = collectives.gather(wire, batch.num_rows).to(x.dtype)
+        ids = Ids.unstack(collectives.gather(batch.ids.stack(), batch.num_rows))
+        target = None
+        if self.guards.ignore_closer_than is not None and batch.target is not None:
+            target = collectives.gather(unit(batch.target), batch.num_rows)
+        if self.memory is None:
+            return Candidates.sort(vectors, ids, target)
+        past = self.memory.candidates()
+        order = ids.order()
+        self.memory.remember(vectors[order], ids.select(order))
+        if past is not None:
+            vectors = torch.cat([vectors, past[0].to(vectors)])
+            ids = Ids.unstack(torch.cat([ids.stack(), past[1].stack().to(vectors.device)]))
+        return Candidates.sort(vectors, ids, None)
 
     def _pass(self, ids: Ids, everyone: Candidates, own: _Views, others: _Views) -> Pass:
         rows = (own(ids.view) & (ids.valid == 1)).nonzero()[:, 0]
@@ -157,6 +232,10 @@ def unit(x: Tensor) -> Tensor:
     return x * torch.where(positive, squared, torch.ones_like(squared)).rsqrt() * positive
 
 
+def _raised(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
 class _GlobalMean(torch.autograd.Function):
     """Runs `compute` once, in forward; backward only scales the gradients it found."""
 
@@ -171,27 +250,3 @@ class _GlobalMean(torch.autograd.Function):
     def backward(ctx: Any, grad_value: Tensor) -> Any:
         grad, *parameter_grads = ctx.saved_tensors
         return grad * grad_value, None, *(g * grad_value.to(g.dtype) for g in parameter_grads)
-
-
-def _complete(num_rows: Sequence[int], group: Tensor, *, needs_view: bool, **given: Tensor | None) -> Ids:
-    """Fill in what the caller left out, check shapes, and make `record` global."""
-    if given["view"] is None and needs_view:
-        raise ValueError("queries: anchors and candidates: other_view need `view`: 0 anchor, 1 positive, 2.. negatives")
-    n, device, start = num_rows[collectives.rank()], group.device, sum(num_rows[: collectives.rank()])
-    for name, tensor in (("group", group), *given.items()):
-        if tensor is not None and name != "match" and tensor.shape != (n,):
-            raise ValueError(f"{name}: expected shape [{n}], one number for each vector, got {list(tensor.shape)}")
-    row = torch.arange(start, start + n, device=device)
-    record, match, valid = given["record"], given["match"], given["valid"]
-    if match is not None and record is None:
-        raise ValueError("match needs record: it says which pair every row belongs to")
-    ones = torch.ones_like(row)
-    return Ids(
-        group=group.long(),
-        uid=row if given["uid"] is None else given["uid"].long(),
-        view=torch.zeros_like(row) if given["view"] is None else given["view"].long(),
-        # Records are numbered from 0 on every rank; a rank has no more records than rows, so its first row is a safe offset.
-        record=row if record is None else record.long() + start,
-        match=ones if match is None or record is None else match.long()[record],
-        valid=ones if valid is None else valid.long(),
-    )

@@ -35,10 +35,15 @@ class Training:
     average: Average
     objective: nn.Module
     optimizer: torch.optim.Optimizer
+    keys: Average | None = None  # the momentum encoder
 
     def modules(self) -> dict[str, nn.Module]:
         named = {"encoder": self.encoder, "objective": self.objective}
-        return named if self.average.decay == 0 else {**named, "average": self.average.module}
+        if self.average.decay > 0:
+            named["average"] = self.average.module
+        if self.keys is not None:
+            named["keys"] = self.keys.module
+        return named
 
 
 @dataclass(frozen=True, slots=True)

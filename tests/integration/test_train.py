@@ -176,7 +176,7 @@ def test_mlflow_holds_the_curve_the_params_and_the_report(reference: tuple[Path,
     client = MlflowClient(result["tracking_uri"])
     run = client.get_run(result["mlflow_run_id"])
     assert run.info.status == "FINISHED"
-    assert run.data.params["loss.name"] == "info_nce"
+    assert run.data.params["train.momentum"] == "0.95"
     losses = {m.step: m.value for m in client.get_metric_history(run.info.run_id, "train/loss")}
     assert losses == {step: row["train/loss"] for step, row in curve(result).items() if "train/loss" in row}
     assert {"config.yaml", "metrics.jsonl", "report"} <= {a.path for a in client.list_artifacts(run.info.run_id)}
