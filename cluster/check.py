@@ -14,12 +14,13 @@ from torch import nn
 
 from cluster.promotion import check_model_name
 from cluster.store import tracking_uri
+from cluster.worker import objective_for
 from configs.schema import RunConfig
 from pipelines.manifest import Manifest
-from pipelines.stream import units_per_epoch
+from pipelines.stream import Loader, units_per_epoch
 from trainer import metrics
+from trainer.backward import compare
 from trainer.encoders import build_encoder
-from trainer.objective import build_objective
 from trainer.optim import build_optimizer
 
 
@@ -52,7 +53,9 @@ def check(config: RunConfig) -> Facts:
     eval_samples = _check_eval(config, manifest)
     _check_tracking(config)
     encoder = build_encoder(config.encoder, config.data.image_size)
-    build_optimizer(config.optim, [encoder, build_objective(config.loss)])
+    objective = objective_for(config, manifest, encoder)
+    build_optimizer(config.optim, [encoder, objective])
+    _try_objective(config, manifest, objective, encoder)
     _check_encoder(config, encoder)
     parameters = sum(p.numel() for p in encoder.parameters())
     _check_disk(config, parameters)
@@ -128,6 +131,19 @@ def _check_encoder(config: RunConfig, encoder: nn.Module) -> None:
             f"encoder {config.encoder.name!r} has BatchNorm ({norms[0]} and {len(norms) - 1} more): its result would depend on "
             "how the batch is split; use an encoder with GroupNorm or LayerNorm, or one worker without train.micro_batch"
         )
+
+
+def _try_objective(config: RunConfig, manifest: Manifest, objective: nn.Module, encoder: nn.Module) -> None:
+    """Let the loss see a few records of this very data: one that needs pairs, classes or targets says so now."""
+    size = min(config.data.batch, 16 * (config.data.per_class or 1))
+    few = config.data.model_copy(update={"batch": size, "prefetch": 1, "threads": 1, "max_bad_fraction": 1.0})
+    with Loader(manifest, few, seed=config.seed) as stream:
+        batch = next(stream)
+    vectors = torch.randn(batch.num_images, int(encoder.dim))  # type: ignore[arg-type]
+    try:
+        compare(objective, vectors, batch)
+    except ValueError as error:
+        raise ValueError(f"loss {' + '.join(part.name for part in config.loss)} on {manifest.kind} data: {error}") from error
 
 
 def _check_disk(config: RunConfig, parameters: int) -> None:

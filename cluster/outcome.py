@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from cluster.check import Facts
@@ -17,13 +16,13 @@ from cluster.promotion import Registered, register
 from cluster.runfolder import RunFolder, read_lines
 from cluster.store import tracking_uri, ui_command
 from cluster.tracking import Tracker
-from cluster.worker import build_training
 from configs.load import dump_config
 from configs.schema import Data, RunConfig
 from pipelines.decode import decode
 from pipelines.geometry import place, whole
 from pipelines.manifest import Manifest
 from trainer import state
+from trainer.encoders import build_encoder
 from trainer.export import export_encoder, load_exported, parity
 from trainer.report.data import ReportData
 from trainer.report.page import write_report
@@ -103,11 +102,9 @@ def trained_encoder(config: RunConfig, folder: RunFolder) -> nn.Module:
     saved = state.newest(folder.checkpoints)
     if saved is None:
         raise RuntimeError(f"{folder.checkpoints} holds no complete checkpoint; train again with --resume")
-    training = build_training(config, torch.device("cpu"), torch.float32)
-    module = training.average.module
-    name = "encoder" if module is training.encoder else "average"
-    state.load_weights(module, saved.path / f"{name}.safetensors")
-    return module.float().eval()
+    encoder = build_encoder(config.encoder, config.data.image_size)
+    state.load_weights(encoder, saved.path / ("average.safetensors" if config.train.ema else "encoder.safetensors"))
+    return encoder.eval()
 
 
 def _metrics(folder: RunFolder) -> tuple[dict[str, float], dict[str, float]]:

@@ -26,6 +26,7 @@ from trainer.evaluate import evaluate
 from trainer.loop import Hooks, fit
 from trainer.objective import build_objective
 from trainer.optim import Average, build_optimizer
+from trainer.sharding import sharded_parameters
 
 EVALUATION_BATCH = 256  # images a rank embeds at once; changes no result
 logger = logging.getLogger(__name__)
@@ -74,14 +75,16 @@ def _train(context: RankContext, job: Job) -> None:
     first = context.rank == 0
     torch.manual_seed(config.seed)
     dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
-    training = build_training(config, context.device, dtype)
     manifest = Manifest.open(config.data.train)
+    training = build_training(config, manifest, context.device, dtype)
     identity = {**config.identity(), "digest": manifest.digest}
     saved = collectives.from_first(lambda: state.newest(folder.checkpoints))
     if saved is not None:
         state.restore(saved, training)
     else:
-        collectives.broadcast([*training.encoder.state_dict().values(), *training.objective.parameters()])
+        own = sharded_parameters(training.objective)  # drawn alike on any number of ranks, each its rows
+        shared = [p for p in training.objective.parameters() if p not in own]
+        collectives.broadcast([*training.encoder.state_dict().values(), *shared])
     start, position = (saved.step, saved.position) if saved is not None else (0, 0)
     if first:
         row = {"time": time.time(), "world": context.world, "from_step": start, "device": str(context.device)}
@@ -89,8 +92,9 @@ def _train(context: RankContext, job: Job) -> None:
     metrics = MetricsFile(folder.metrics) if first else None
 
     def save(step: int, position: int) -> None:
+        taken = state.snapshot(training)
         if first:
-            state.save(folder.checkpoints, training, step=step, position=position, identity=identity, keep=config.train.keep)
+            state.save(folder.checkpoints, taken, step=step, position=position, identity=identity, keep=config.train.keep)
 
     hooks = Hooks(
         prepare=augmented(config, dtype),
@@ -110,13 +114,21 @@ def _train(context: RankContext, job: Job) -> None:
         fit(config, training, stream, hooks, start=start, steps=job.steps)
 
 
-def build_training(config: RunConfig, device: torch.device, dtype: torch.dtype) -> state.Training:
+def build_training(config: RunConfig, manifest: Manifest, device: torch.device, dtype: torch.dtype) -> state.Training:
     """Encoder, averaged encoder, objective and optimizer on `device`."""
     encoder = build_encoder(config.encoder, config.data.image_size).to(device=device, dtype=dtype)
-    objective = build_objective(config.loss).to(device=device, dtype=dtype)
+    objective = objective_for(config, manifest, encoder).to(device=device, dtype=dtype)
     average = Average(encoder, config.train.ema)
     keys = Average(encoder, config.train.momentum) if config.train.momentum else None
     return state.Training(encoder, average, objective, build_optimizer(config.optim, [encoder, objective]), keys)
+
+
+def objective_for(config: RunConfig, manifest: Manifest, encoder: nn.Module) -> nn.Module:
+    """The config's objective, told of the encoder's dimension and of the data's classes."""
+    classes = manifest.classes if manifest.kind == "labelled" else None
+    groups = None if classes is None else torch.from_numpy(classes.groups)
+    counts = None if classes is None else torch.from_numpy(classes.counts)
+    return build_objective(config.loss, dim=int(encoder.dim), groups=groups, counts=counts)  # type: ignore[arg-type]
 
 
 def augmented(config: RunConfig, dtype: torch.dtype) -> Callable[[Batch], Tensor]:

@@ -33,7 +33,7 @@ def backward(
     if pieces is None or len(pieces) == 1:
         with _autocast(images, autocast):
             vectors = encoder(images)
-        loss, stats = _apply(objective, vectors, batch, extra)
+        loss, stats = compare(objective, vectors, batch, **extra)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach(), stats
     states: list[list[Tensor]] = []
@@ -41,7 +41,7 @@ def backward(
     with torch.no_grad(), _autocast(images, autocast):
         vectors = torch.cat([_forward(encoder, part, states) for part in parts])
     vectors.requires_grad_()
-    loss, stats = _apply(objective, vectors, batch, extra)
+    loss, stats = compare(objective, vectors, batch, **extra)
     loss.backward()  # type: ignore[no-untyped-call]
     assert vectors.grad is not None
     for i, (part, grad) in enumerate(zip(parts, torch.split(vectors.grad, list(pieces)), strict=True)):
@@ -61,7 +61,8 @@ def pieces_of(batch: Batch, micro_batch: int | None) -> list[int] | None:
     return [int(n) for n in torch.unique_consecutive(batch.record // micro_batch, return_counts=True)[1].tolist()]
 
 
-def _apply(objective: nn.Module, vectors: Tensor, batch: Batch, extra: dict[str, Any]) -> tuple[Tensor, Stats]:
+def compare(objective: nn.Module, vectors: Tensor, batch: Batch, **extra: Any) -> tuple[Tensor, Stats]:
+    """The objective for vectors [n, D] of a batch's images."""
     own = {"uid": batch.uid, "view": batch.view, "record": batch.record, "match": batch.match, "valid": batch.valid}
     value, stats = objective(vectors, batch.group, **own, **extra)
     return value, stats

@@ -16,6 +16,7 @@ from pipelines.batch import Batch
 from trainer import collectives
 from trainer.backward import backward, encode, pieces_of
 from trainer.optim import learning_rate
+from trainer.sharding import clip_
 from trainer.state import Training
 
 
@@ -68,7 +69,7 @@ def fit(config: RunConfig, training: Training, stream: Stream, hooks: Hooks, *, 
         if training.keys is not None:
             extra["keys"] = encode(training.keys.module, images, pieces, autocast)
         loss, stats = backward(encoder, objective, images, batch, pieces=pieces, autocast=autocast, **extra)
-        norm = nn.utils.clip_grad_norm_(parameters, config.optim.clip_norm or float("inf"))
+        norm = clip_(parameters, objective, config.optim.clip_norm)
         training.optimizer.step()
         training.optimizer.zero_grad(set_to_none=True)
         training.average.update(step)

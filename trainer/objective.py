@@ -23,25 +23,46 @@ from trainer.memory import Memory
 from trainer.rows import RowLoss
 
 
-def build_objective(loss: Mapping[str, Any] | Part | Sequence[Mapping[str, Any] | Part]) -> nn.Module:
+def build_objective(
+    loss: Mapping[str, Any] | Part | Sequence[Mapping[str, Any] | Part],
+    *,
+    dim: int | None = None,
+    groups: Tensor | None = None,
+    counts: Tensor | None = None,
+) -> nn.Module:
     """The objective for a config's `loss` section: `{name, **options}`, or a list of them, each with a `weight`.
 
-    It is called as `Objective.forward`. Raises ValueError for an unknown name or option.
+    It is called as `Objective.forward`. `dim`: length of the vectors, `groups` [C] int64: the classes, `counts` [C]: their
+    images; losses with class centres take from them what their options leave open. Raises ValueError for an unknown name or
+    option.
     """
     if isinstance(loss, (Mapping, Part)):
-        return _build(loss if isinstance(loss, Part) else Part.model_validate(dict(loss)))
+        known = {"dim": dim, "num_classes": None if groups is None else len(groups)}
+        objective = _build(loss if isinstance(loss, Part) else Part.model_validate(dict(loss)), known)
+        for module in objective.modules():
+            set_classes = getattr(module, "set_classes", None)
+            if groups is not None and callable(set_classes):
+                set_classes(groups, counts)
+        return objective
     parts = [part if isinstance(part, Part) else Part.model_validate(dict(part)) for part in loss]
     if not parts:
         raise ValueError("loss: an empty list; name at least one loss")
     names = [part.name if sum(p.name == part.name for p in parts) == 1 else f"{part.name}_{i}" for i, part in enumerate(parts)]
     weights = [float(part.options.get("weight", 1.0)) for part in parts]
-    return Weighted({n: _build(_without(part, "weight")) for n, part in zip(names, parts, strict=True)}, weights)
+    given = {"dim": dim, "groups": groups, "counts": counts}
+    return Weighted(
+        {n: build_objective(_without(part, "weight"), **given) for n, part in zip(names, parts, strict=True)},  # type: ignore[arg-type]
+        weights,
+    )
 
 
-def _build(part: Part) -> nn.Module:
+def _build(part: Part, known: Mapping[str, int | None]) -> nn.Module:
     dims = part.options.get("matryoshka")
     part = _without(part, "matryoshka")
     function = resolve("loss", part.name)
+    asked = inspect.signature(function).parameters
+    filled = {name: value for name, value in known.items() if value is not None and name in asked}
+    part = Part.model_validate({"name": part.name, **filled, **part.options})
     engine = [name for name in inspect.signature(Objective).parameters if name != "loss"]
     own = checked_options("loss", part, function, context=(), also=[*engine, "matryoshka"])
     shared = Part.model_validate({"name": part.name, **{k: v for k, v in part.options.items() if k in engine}})

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trainer.optim import Average
+from trainer.sharding import own_optimizer, own_state, whole_optimizer, whole_state
 
 VERSION = 1
 logger = logging.getLogger(__name__)
@@ -56,7 +57,21 @@ class Saved:
     identity: Mapping[str, Any]  # the settings that decide what a run computes
 
 
-def save(folder: Path, training: Training, *, step: int, position: int, identity: Mapping[str, Any], keep: int) -> Path:
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a checkpoint holds of the training."""
+
+    modules: Mapping[str, Mapping[str, Tensor]]
+    optimizer: Mapping[str, Any]
+
+
+def snapshot(training: Training) -> Snapshot:
+    """The state of all modules and the optimizer, whole on every rank. Collective: every rank calls it."""
+    modules = {name: whole_state(module) for name, module in training.modules().items()}
+    return Snapshot(modules, whole_optimizer(training.optimizer, training.objective))
+
+
+def save(folder: Path, taken: Snapshot, *, step: int, position: int, identity: Mapping[str, Any], keep: int) -> Path:
     """Write `folder`/step-N and drop all but the newest `keep`. One rank calls it.
 
     Raises RuntimeError when the disk is full; the checkpoints that were there stay.
@@ -66,13 +81,13 @@ def save(folder: Path, training: Training, *, step: int, position: int, identity
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        for name, module in training.modules().items():
-            tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+        for name, state in taken.modules.items():
+            tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
             save_file(tensors, temporary / f"{name}.safetensors")
-        torch.save(training.optimizer.state_dict(), temporary / "optimizer.pt")
+        torch.save(taken.optimizer, temporary / "optimizer.pt")
         files = {path.name: _checksum(path) for path in sorted(temporary.iterdir())}
-        state = {"version": VERSION, "step": step, "position": position, "identity": identity, "files": files}
-        (temporary / "state.json").write_text(json.dumps(state, indent=1))
+        about = {"version": VERSION, "step": step, "position": position, "identity": identity, "files": files}
+        (temporary / "state.json").write_text(json.dumps(about, indent=1))
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
     except OSError as error:
@@ -119,14 +134,14 @@ def restore(saved: Saved, training: Training) -> None:
     for name, module in training.modules().items():
         load_weights(module, saved.path / f"{name}.safetensors")
     state = torch.load(saved.path / "optimizer.pt", map_location="cpu", weights_only=True)
-    training.optimizer.load_state_dict(state)
+    training.optimizer.load_state_dict(own_optimizer(training.optimizer, training.objective, state))
 
 
 def load_weights(module: nn.Module, file: Path) -> None:
     """Overwrite all of a module's tensors from a safetensors file."""
     tensors: dict[str, Tensor] = load_file(file)
     try:
-        module.load_state_dict(tensors)
+        module.load_state_dict(own_state(module, tensors))
     except RuntimeError as error:
         raise ValueError(f"{file} does not fit this config: {error}") from error
 

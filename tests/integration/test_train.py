@@ -180,3 +180,24 @@ def test_mlflow_holds_the_curve_the_params_and_the_report(reference: tuple[Path,
     losses = {m.step: m.value for m in client.get_metric_history(run.info.run_id, "train/loss")}
     assert losses == {step: row["train/loss"] for step, row in curve(result).items() if "train/loss" in row}
     assert {"config.yaml", "metrics.jsonl", "report"} <= {a.path for a in client.list_artifacts(run.info.run_id)}
+
+
+@pytest.mark.parametrize("loss", ["{name: arcface, scale: 16, sub_centers: 2}", "{name: proxy_anchor}"])
+def test_sharded_class_centres_give_the_same_curve_and_one_checkpoint_for_any_world(
+    reference: tuple[Path, dict[str, Any]], loss: str
+) -> None:
+    config, name = reference[0], loss.partition(",")[0].strip("{} ").removeprefix("name: ")
+    whole = ["--set", f"loss={loss}", "--set", "train.momentum=0", "--set", "tracking.enabled=false"]
+    sharded = [*whole[2:], "--set", f"loss={loss.replace('}', ', shard: true}')}"]
+    one = train(config, f"{name}-one", "--local", "--set", "cluster.workers=1", *whole)
+    assert_same_curve(train(config, f"{name}-two", "--local", *whole), one)
+    run = Path(one["run"]).parent / f"{name}-sharded"
+    driver = start(config, run.name, "--local", *sharded)
+    deadline = time.monotonic() + 120
+    while len(list(read_lines(run / "metrics.jsonl"))) < 24:
+        assert driver.poll() is None, driver.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate()
+    assert_same_curve(train(config, run.name, "--local", "--resume", "--set", "cluster.workers=1", *sharded), one)

@@ -27,7 +27,7 @@ def training(seed: int, steps: int = 3) -> state.Training:
 
 
 def save(folder: Path, source: state.Training, step: int, keep: int = 9) -> Path:
-    return state.save(folder, source, step=step, position=step * 10, identity={"seed": 1}, keep=keep)
+    return state.save(folder, state.snapshot(source), step=step, position=step * 10, identity={"seed": 1}, keep=keep)
 
 
 def test_everything_a_step_changes_comes_back(tmp_path: Path) -> None:
