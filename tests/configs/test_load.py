@@ -87,7 +87,7 @@ def test_every_registered_part_can_be_resolved(kind: str, name: str) -> None:
 
 
 def test_options_of_a_part_are_checked_against_its_signature() -> None:
-    part = parse_config({"name": "a", "data": {"train": "x"}, "train": {"steps": 1}, "loss": {"name": "triplet"}}).loss
+    part = parse_config({"name": "a", "data": {"train": "x"}, "train": {"steps": 1}, "loss": {"name": "triplet"}}).loss[0]
     assert checked_options("loss", part, resolve("loss", "triplet"), ()) == {}
     for options, message in [
         ({"margn": 1}, "did you mean 'margin'?"),

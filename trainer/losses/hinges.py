@@ -1,0 +1,41 @@
+"""Hinges over every (query, positive, negative), one positive at a time, so that no [q, P, G] is held."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CACHED = 2**19  # numbers
+
+
+def all_hinges(bound: Tensor, far: Tensor, *, soft: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """max(0, bound - far), or softplus(bound - far), for each `bound` [q, P] and `far` [q, G]; -inf and inf give no term.
+
+    Returns the sum (float64), its gradient by `bound` [q, P] and by `far` [q, G]. Without `soft` the former is how
+    many hinges are active.
+    """
+    total = torch.zeros((), dtype=torch.float64, device=far.device)
+    by_bound, by_far = torch.zeros_like(bound), torch.zeros_like(far)
+    # On a CPU some rows at a time, so that the passes over them stay in its cache.
+    num_rows = max(1, CACHED // max(1, far.shape[1])) if far.device.type == "cpu" else max(1, len(far))
+    work = torch.empty_like(far[:num_rows])
+    for first in range(0, len(far), num_rows):
+        part = slice(first, first + num_rows)
+        total += _add_hinges(bound[part], far[part], by_bound[part], by_far[part], work[: len(far[part])], soft)
+    return total, by_bound, by_far
+
+
+def _add_hinges(bound: Tensor, far: Tensor, by_bound: Tensor, by_far: Tensor, work: Tensor, soft: bool) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64, device=far.device)
+    for j in range(bound.shape[1]):
+        torch.sub(bound[:, j : j + 1], far, out=work)  # [rows, G]
+        if soft:
+            total += F.softplus(work).sum(1).double().sum()
+            work.sigmoid_()
+        else:
+            total += work.clamp_(min=0).sum(1).double().sum()
+            work.sign_()
+        by_bound[:, j] = work.sum(1)
+        by_far -= work
+    return total
