@@ -134,6 +134,7 @@ class Sums:
                 relations.of(own, explicit_for_anchors=loss.explicit_for_anchors),
                 (own, candidates.ids),
                 candidates.columns[settings.first + part],
+                dim=self.x.shape[1],
                 seed=batch.seed,
             )
             if settings.guard is not None:

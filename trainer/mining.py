@@ -106,8 +106,8 @@ def random_hard(rows: Rows, kind: Distance, margin: float) -> tuple[Tensor, Tens
     return columns, rows.is_positive & exists
 
 
-def distance_weighted(rows: Rows, dim: int) -> tuple[Tensor, Tensor]:
-    """For every (query, positive) a negative drawn with weight d^(2-D) (1 - d^2/4)^((3-D)/2), d euclidean, D = `dim`.
+def distance_weighted(rows: Rows) -> tuple[Tensor, Tensor]:
+    """For every (query, positive) a negative drawn with weight d^(2-D) (1 - d^2/4)^((3-D)/2), d euclidean, D = rows.dim.
 
     That is the inverse of how often a distance occurs between random unit vectors. d is cut off at 0.5 from below; beyond
     1.4 nothing is drawn, unless a query has no closer negative: then all weigh the same. Returns columns and whether there
@@ -116,22 +116,11 @@ def distance_weighted(rows: Rows, dim: int) -> tuple[Tensor, Tensor]:
     squared = distances(rows, "squared_euclidean")
     within = (FARTHEST**2 - squared).clamp_(min=0).sign_()  # [q, G] 1 or 0
     squared.clamp_(NEAREST**2, FARTHEST**2)
-    log_weight = squared.log().mul_((2 - dim) / 2).add_(squared.mul_(-0.25).add_(1).log_(), alpha=(3 - dim) / 2)
+    log_weight = squared.log().mul_((2 - rows.dim) / 2).add_(squared.mul_(-0.25).add_(1).log_(), alpha=(3 - rows.dim) / 2)
     weight = log_weight.sub_(log_weight.amax(1, keepdim=True)).exp_().mul_(within)
     weight.add_(rows.bar_(torch.ones_like(weight), 0.0).mul_(within.amax(1, keepdim=True) == 0))
     columns, exists = draw(weight, uniform_of_pairs(rows))
     return columns, rows.is_positive & exists
-
-
-def dimensions(rows: Rows, dim: int | None) -> int:
-    """D of the vectors behind the rows, for `distance_weighted`: what the rows say, else the option.
-
-    Raises ValueError when neither is known.
-    """
-    found = getattr(rows, "dim", None) or dim
-    if found is None:
-        raise ValueError("loss.dim: miner distance_weighted needs the number of dimensions of the vectors; set loss.dim")
-    return int(found)
 
 
 def draw(weight: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:

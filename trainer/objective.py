@@ -48,10 +48,13 @@ def build_objective(
     if not parts:
         raise ValueError("loss: an empty list; name at least one loss")
     names = [part.name if sum(p.name == part.name for p in parts) == 1 else f"{part.name}_{i}" for i, part in enumerate(parts)]
-    weights = [float(part.options.get("weight", 1.0)) for part in parts]
+    # A pair of weights is contrastive's own option; one number is the part's share of the sum.
+    scalar = [part for part in parts if isinstance(part.options.get("weight"), (int, float))]
+    weights = [float(part.options["weight"]) if part in scalar else 1.0 for part in parts]
+    bare = [_without(part, "weight") if part in scalar else part for part in parts]
     given = {"dim": dim, "groups": groups, "counts": counts}
     return Weighted(
-        {n: build_objective(_without(part, "weight"), **given) for n, part in zip(names, parts, strict=True)},  # type: ignore[arg-type]
+        {n: build_objective(part, **given) for n, part in zip(names, bare, strict=True)},  # type: ignore[arg-type]
         weights,
     )
 

@@ -32,6 +32,7 @@ class Rows:
         ids: tuple[Ids, Ids],
         place: Tensor,
         *,
+        dim: int,
         seed: int = 0,
     ) -> None:
         self.similarity = similarity  # [q, G] dot products of the vectors as used; scratch, a loss may overwrite it
@@ -39,6 +40,7 @@ class Rows:
         self.positives, self.is_positive = related.columns, related.is_positive  # [q, P] columns, bool
         self.queries, self.candidates = ids
         self.place = place  # [q] the query's own column; -1 where the candidates are other views
+        self.dim = dim  # length of the vectors
         self.seed = seed  # of this step, the same on all ranks
         self.picked: list[tuple[Tensor, Tensor]] = []  # (columns, leaf) of every `at`
         self.leaf: Tensor | None = None

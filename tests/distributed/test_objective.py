@@ -87,12 +87,11 @@ def cuts(world: int) -> list[int]:
 def objectives() -> Iterator[tuple[str, dict[str, Any], bool, nn.Module]]:
     for (name, options), normalize in itertools.product(CASES, [True, False]):
         if normalize or name not in TEMPERED or not options.get("learnable"):
-            more = {"dim": 7} if options.get("miner") == "distance_weighted" else {}
             yield (
                 name,
                 options,
                 normalize,
-                build_objective({"name": name, "normalize": normalize, "chunk_bytes": 9000, **options, **more}).double(),
+                build_objective({"name": name, "normalize": normalize, "chunk_bytes": 9000, **options}).double(),
             )
 
 

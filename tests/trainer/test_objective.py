@@ -33,7 +33,7 @@ def test_degenerate_batches_give_a_finite_loss_and_gradient(name: str, case: str
     elif case in ("bf16", "fp16"):
         x = x.to({"bf16": torch.bfloat16, "fp16": torch.float16}[case])
     x.requires_grad_()
-    options = {"temperature": 0.01} if name != "triplet" else {}
+    options = {"temperature": 0.01} if name != "triplet" else {"miner": "batch_hard"}
     loss, stats = build_objective({"name": name, **options})(x, group, valid=valid)
     loss.backward()
     assert torch.isfinite(loss)

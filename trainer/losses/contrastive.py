@@ -71,9 +71,8 @@ class Contrastive(RowLoss):
             size = torch.searchsorted(group, group, right=True) - torch.searchsorted(group, group)  # of each row's group
             self._bound = rows.candidates, self._bound[1] + max(1, int((size - 1).sum()) // 2)
         positive = rows.is_positive & mining.counted_here(rows, rows.positives)
-        far = self._negatives(rows)
-        rank = self._rank(rows, far).masked_fill_(far == torch.inf, torch.inf)
-        found = rank[(rank <= self._cut) & (rank < torch.inf)]
+        rank = self._rank(rows, self._negatives(rows))
+        found = rank[rank <= min(self._cut, torch.finfo(rank.dtype).max)]
         ranks = torch.stack([torch.zeros_like(found), found], 1).flatten()
         return torch.cat([torch.stack([found.new_ones(()), positive.sum().to(found.dtype)]), ranks])
 
@@ -90,7 +89,7 @@ class Contrastive(RowLoss):
         num_positives = int((pairs[:, 0] * pairs[:, 1]).sum())
         negative = pairs[pairs[:, 0] == 0, 1]
         self._threshold = torch.inf if num_positives else -torch.inf
-        if 0 < num_positives < len(negative):
+        if 0 < num_positives <= len(negative):  # more may have been thinned out
             self._threshold = float(negative.kthvalue(num_positives).values)
         self._cut, self._bound = torch.inf, (None, 0)
 
@@ -99,11 +98,12 @@ class Contrastive(RowLoss):
         return mining.bar_elsewhere_(rows, mining.distances(rows, self.distance))
 
     def _rank(self, rows: Rows, far: Tensor) -> Tensor:
-        """The lower the sooner a negative pair is kept.  [q, G], its own memory"""
+        """The lower the sooner a negative pair is kept; inf where there is none.  [q, G]"""
         if self.balance == "hardest":
-            return far.clone()
+            return far
         q, c = (hashed(rows.seed, ids.uid, ids.view) for ids in (rows.queries, rows.candidates))
-        return unit_interval(mix(q[:, None] + c[None, :])).to(far.dtype)  # a sum: the pair has no order
+        chance = unit_interval(mix(q[:, None] + c[None, :])).to(far.dtype)  # a sum: the pair has no order
+        return chance.add_(torch.threshold(far, torch.finfo(far.dtype).max, 0.0))
 
     def _push(self, far: Tensor) -> tuple[Tensor, Tensor]:
         """Sum of the negative pairs' terms (float64), and its gradient by distance [q, G]."""

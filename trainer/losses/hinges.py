@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CACHED = 2**19  # numbers
+CACHED = 2**18  # numbers
 
 
 def all_hinges(bound: Tensor, far: Tensor, *, soft: bool = False) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,7 +21,7 @@ class Margin(RowLoss):
     Source: Wu et al. 2017, eq. 7, without the regulariser of beta; the mean is that of the authors' code.
     """
 
-    temporaries = 5
+    temporaries = 6
 
     def __init__(
         self,
@@ -30,10 +30,9 @@ class Margin(RowLoss):
         beta: float = 1.2,
         learnable: bool = True,
         distance: Distance = "euclidean",
-        dim: int | None = None,
     ) -> None:
         super().__init__()
-        self.miner, self.margin, self.dim = miner, margin, dim
+        self.miner, self.margin = miner, margin
         self.distance: Distance = distance
         self.beta: Tensor = torch.tensor(beta)
         if learnable:
@@ -46,7 +45,7 @@ class Margin(RowLoss):
             total, num_active, num_all, exists = *self._all_negatives(rows, beta), rows.is_positive
         else:
             with torch.no_grad():
-                columns, exists = mining.distance_weighted(rows, mining.dimensions(rows, self.dim))
+                columns, exists = mining.distance_weighted(rows)
             d_an = rows.distance_at(columns, self.distance)
             far = F.relu(beta - d_an + self.margin).where(exists, d_an.new_zeros(()))
             total, num_active, num_all = far.sum(), (far > 0).sum(), exists.sum()

@@ -29,7 +29,6 @@ def triplet(
     mean_over: MeanOver | None = None,
     pairs: Pairs = "ordered",
     pick: Pick = "closest",
-    dim: int | None = None,
     p: float = 2.0,
     eps: float = 1e-6,
     swap: bool = False,
@@ -37,16 +36,16 @@ def triplet(
 ) -> RowLoss | Family:
     """Without `miner` the records' own triplets: `margin, distance, soft, p, eps, swap, half`; see GivenTriplet.
 
-    With one: `margin, distance, soft, mean_over, pairs, pick, dim`; see Triplet. Raises ValueError for an option of the other.
+    With one: `margin, distance, soft, mean_over, pairs, pick`; see Triplet. Raises ValueError for an option of the other.
     """
     given = {"p": p != 2.0, "eps": eps != 1e-6, "swap": swap, "half": half}
-    mined = {"mean_over": mean_over is not None, "pairs": pairs != "ordered", "pick": pick != "closest", "dim": dim is not None}
+    mined = {"mean_over": mean_over is not None, "pairs": pairs != "ordered", "pick": pick != "closest"}
     for name, is_set in (given if miner else mined).items():
         if is_set:
             what = f"belongs to given triplets; leave it out or drop miner {miner!r}" if miner else "needs a miner; name one"
             raise ValueError(f"loss.{name}: {what}")
     if miner is not None:
-        return Triplet(miner, margin, distance, soft, mean_over, pairs, pick, dim)
+        return Triplet(miner, margin, distance, soft, mean_over, pairs, pick)
     return GivenTriplet(margin, distance, p, eps, swap, half, soft)
 
 
@@ -73,16 +72,15 @@ class Triplet(RowLoss):
         mean_over: MeanOver | None = None,
         pairs: Pairs = "ordered",
         pick: Pick = "closest",
-        dim: int | None = None,
     ) -> None:
         super().__init__()
         if miner == "batch_hard" and pairs == "unordered":
             raise ValueError("loss.pairs: batch_hard has one term per anchor, not per pair; leave it out or take `hardest`")
-        self.miner, self.margin, self.soft, self.pick, self.dim = miner, margin, soft, pick, dim
+        self.miner, self.margin, self.soft, self.pick = miner, margin, soft, pick
         self.active_only = (mean_over or ("active" if miner == "all" else "all")) == "active"
         self.ordered = pairs == "ordered"
         self.distance: Distance = distance
-        self.temporaries = 5 if miner in ("all", "distance_weighted", "random_hard") else 4
+        self.temporaries = {"distance_weighted": 6, "batch_hard": 4, "semi_hard": 4, "hardest": 4}.get(miner, 5)
 
     def forward(self, rows: Rows) -> Terms:
         if self.miner not in ("batch_hard", "hardest"):
@@ -120,7 +118,7 @@ class Triplet(RowLoss):
         elif self.miner == "random_hard":
             negatives, exists = mining.random_hard(rows, kind, self.margin)
         else:
-            negatives, exists = mining.distance_weighted(rows, mining.dimensions(rows, self.dim))
+            negatives, exists = mining.distance_weighted(rows)
         return positives, negatives, exists
 
     def _all(self, rows: Rows) -> Terms:
