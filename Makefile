@@ -17,13 +17,13 @@ demo: setup
 	$(BIN)/nearfar demo
 
 test: setup
-	$(BIN)/python -m pytest -m 'not acceptance'
+	$(BIN)/python -m pytest -m 'not acceptance and not benchmark'
 
 acceptance: setup
 	$(BIN)/python -m pytest -m acceptance -s
 
 bench: setup
-	$(BIN)/python -m pytest tests/benchmarks -s
+	$(BIN)/python -m pytest tests/benchmarks -m benchmark -s
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -146,22 +146,34 @@ def pack(
 
 
 @app.command()
-def check(config: Config, overrides: Set = None, as_json: Json = False) -> None:
+def check(
+    config: Config,
+    overrides: Set = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Also compare two ranks with one process; exit 1 if unequal.")] = False,
+    as_json: Json = False,
+) -> None:
     """Refuse what can be refused before a worker starts: settings, data, batch, encoder, loss, disk; estimate memory.
 
-    Example: nearfar check configs/recipes/emoji.yaml --set data.batch=512
+    Example: nearfar check configs/recipes/emoji.yaml --set data.batch=512 --exact
     """
     from cluster.check import check as check_config
     from cluster.paths import absolute
     from configs.load import load_config
 
-    facts = check_config(absolute(load_config(config, overrides or ())))
+    loaded = absolute(load_config(config, overrides or ()))
+    facts = check_config(loaded)
     text = (
         f"{config}: good. {facts.samples} {facts.kind} records ({facts.eval_samples} to evaluate), {facts.steps} steps = "
         f"{facts.epochs:.1f} epochs, {facts.parameters / 1e6:.2f} M parameters, "
         f"about {facts.worker_bytes / 2**20:.0f} MiB a worker"
     )
-    _print(facts.as_dict(), as_json=as_json, text=text)
+    if not exact:
+        return _print(facts.as_dict(), as_json=as_json, text=text)
+    from cluster.exact import describe, measure
+
+    found = measure(loaded)
+    _print({**facts.as_dict(), "exact": found.as_dict()}, as_json=as_json, text=f"{text}\n{describe(found)}")
+    return None if found.exact else sys.exit(1)
 
 
 @app.command()

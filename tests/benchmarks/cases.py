@@ -1,0 +1,157 @@
+"""What is measured: forward and backward of a loss, ours and others', ready to be called."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from configs import registry
+from trainer import collectives
+from trainer.ids import Ids
+from trainer.objective import Objective, build_objective
+from trainer.rows import RowLoss
+
+DIM, PER_CLASS, SPREAD = 256, 4, 1.5
+Case = Callable[[], float]
+
+
+def batch(size: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    """Unit vectors [size, DIM] in noisy classes of PER_CLASS that partly overlap, and their class numbers."""
+    generator = torch.Generator().manual_seed(size)
+    group = torch.arange(size) // PER_CLASS
+    centres = torch.randn(size // PER_CLASS + 1, DIM, generator=generator)
+    x = centres[group] + SPREAD * torch.randn(size, DIM, generator=generator)
+    return F.normalize(x).to(device=device, dtype=dtype), group.to(device)
+
+
+def row_losses() -> dict[str, dict[str, Any]]:
+    """Every registered row loss, with every miner that it has: label -> config."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in registry.PARTS["loss"]:
+        function = registry.resolve("loss", name)
+        hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+        for miner in _names(hints.get("miner")):
+            loss = {"name": name} if miner is None else {"name": name, "miner": miner}
+            if isinstance(_objective(loss).loss, RowLoss):
+                found[name if miner is None else f"{name} {miner}"] = loss
+    return found
+
+
+def _names(hint: Any) -> list[str | None]:
+    """What a Literal, or a union with one, can be; [None] for anything else."""
+    if typing.get_origin(hint) is typing.Literal:
+        return list(typing.get_args(hint))
+    return [name for part in typing.get_args(hint) for name in _names(part) if name is not None] or [None]
+
+
+def _objective(loss: dict[str, Any]) -> Objective:
+    """As training builds it, for vectors of DIM numbers; class centres for 1000 classes."""
+    objective = build_objective(loss, dim=DIM, groups=torch.arange(1000), counts=torch.full((1000,), PER_CLASS))
+    assert isinstance(objective, Objective)
+    return objective
+
+
+def ours(loss: dict[str, Any], size: int, stats: bool = False, device: str = "cpu", dtype: str = "float32") -> Case:
+    """A loss of this project over one process's batch; statistics as between logged steps, off."""
+    x, group = batch(size, getattr(torch, dtype), device)
+    objective = _objective(loss).to(device)
+    view = (torch.arange(size, device=device) % PER_CLASS > 0).long()
+    x.requires_grad_()
+
+    def run() -> float:
+        x.grad = None
+        value, _ = objective(x, group, view=view, with_stats=stats)
+        value.backward()
+        return float(value.detach())
+
+    return run
+
+
+def gemms(size: int, device: str = "cpu", dtype: str = "float32") -> Case:
+    """The three matrix products that any such loss needs, into memory that is there: X X^T, S X, S^T X."""
+    x, _ = batch(size, getattr(torch, dtype), device)
+    s, y = x.new_empty(size, size), torch.empty_like(x)
+
+    def run() -> float:
+        torch.mm(x, x.T, out=s)
+        torch.mm(s, x, out=y)
+        torch.mm(s.T, x, out=y)
+        return float(y[0, 0])
+
+    return run
+
+
+def theirs(name: str, size: int) -> Case:
+    """pytorch-metric-learning's loss and miner of the same name, as its documentation builds them."""
+    from pytorch_metric_learning import distances, losses, miners
+
+    x, group = batch(size)
+    x.requires_grad_()
+    euclidean = distances.LpDistance()
+    triplet = losses.TripletMarginLoss(margin=0.2, distance=euclidean)
+    loss = losses.SupConLoss(temperature=0.1) if name == "sup_con" else triplet
+    miner = {
+        "batch_hard": lambda: miners.BatchHardMiner(distance=euclidean),
+        "semi_hard": lambda: miners.TripletMarginMiner(margin=0.2, distance=euclidean, type_of_triplets="semihard"),
+    }.get(name, lambda: None)()
+
+    def run() -> float:
+        x.grad = None
+        value = loss(x, group, miner(x, group) if miner is not None else None)
+        value.backward()
+        return float(value.detach())
+
+    return run
+
+
+def one_rank(loss: dict[str, Any], world: int, size: int) -> Case:
+    """What one of `world` ranks of `size` rows computes and holds; only the wire is missing."""
+    mine, group = batch(size)
+    others, _ = batch(max(size * (world - 1), PER_CLASS))
+    others = others[: size * (world - 1)]
+    objective = _objective(loss)
+    mine.requires_grad_()
+
+    def run() -> float:
+        mine.grad = None
+        with _simulated(world, others):
+            value, _ = objective(mine, group, with_stats=False)
+            value.backward()
+        return float(value.detach())
+
+    return run
+
+
+@contextmanager
+def _simulated(world: int, others: Tensor) -> Iterator[None]:
+    """This process as rank 0 of `world`: the vectors of the other ranks are `others`, their classes are all different."""
+
+    def gather(rows: Tensor, num_rows: list[int]) -> Tensor:
+        if rows.is_floating_point():
+            return torch.cat([rows, others])
+        first = torch.arange(world).repeat_interleave(num_rows[0]) * num_rows[0]
+        ids = Ids.unstack(rows.repeat(world, 1))
+        return replace(ids, group=ids.group + first, uid=ids.uid + first, record=ids.record + first).stack()
+
+    def scatter_sum(rows: Tensor, num_rows: list[int]) -> Tensor:
+        return rows[: num_rows[0]].clone()
+
+    with mock.patch.multiple(
+        collectives,
+        world=lambda: world,
+        rank=lambda: 0,
+        sizes=lambda n, device: [n] * world,
+        gather=gather,
+        scatter_sum=scatter_sum,
+        total=lambda x: x,
+    ):
+        yield
