@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def single(*, gpu: bool) -> RankContext:
 
 def spawned(rank: int, world: int, store: Path, *, gpu: bool, timeout_s: float) -> RankContext:
     """A rank of a local process group that meets at the file `store`."""
+    os.dup2(2, 1)  # stdout is the driver's: what a library prints there must not get into a result
     device = device_of(rank, gpu=gpu)
     collectives.join(rank, world, store, device=device, timeout_s=timeout_s)
     return RankContext(rank, world, rank, device)

@@ -61,6 +61,7 @@ class Pass:
 
     rows: Tensor
     candidates: Candidates
+    mutual: bool = False  # all rows of views 0 and 1 are queries, and nothing but them and explicit negatives is a candidate
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,10 @@ class Sums:
         width = len(candidates.place) * self.x.element_size() * loss.temporaries
         per_chunk = max(1, min(batch.chunk_bytes // width, max(1, len(one.rows))))
         buffer = self.x.new_empty((per_chunk, len(candidates.place)))
+        # Found once for all queries where groups are small; with large ones that would be a matrix.
+        few = len(one.rows) * relations.widest * 64 <= batch.chunk_bytes
+        related = relations.of(batch.ids.select(one.rows), explicit_for_anchors=loss.explicit_for_anchors) if few else None
+        done = 0
         # A rank without queries still runs one empty chunk: it must know the same statistics as the others.
         for part in torch.split(one.rows, per_chunk):
             queries, own = self.x[part], batch.ids.select(part)
@@ -131,14 +136,19 @@ class Sums:
                 buffer[: len(part)],
                 squared_norms(queries).requires_grad_(settings.norms),
                 candidates.norms.detach().requires_grad_(settings.norms),
-                relations.of(own, explicit_for_anchors=loss.explicit_for_anchors),
+                relations.of(own, explicit_for_anchors=loss.explicit_for_anchors)
+                if related is None
+                else related.select(slice(done, done + len(part))),
                 (own, candidates.ids),
                 candidates.columns[settings.first + part],
                 dim=self.x.shape[1],
                 seed=batch.seed,
+                with_stats=batch.with_stats,
+                mutual=one.mutual and not relations.has_explicit,
             )
             if settings.guard is not None:
                 settings.guard(chunk, None if batch.target is None else batch.target[part], candidates.target)
+            done += len(part)
             yield chunk, part
 
     def reduce(self, num_rows: Sequence[int]) -> Found:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -53,6 +53,11 @@ class Related:
     _column_mask: Tensor | None  # [G] bool, explicit negatives, which only anchors see
     _valid: Tensor | None  # [G] bool; None: all are
 
+    def select(self, rows: slice) -> Related:
+        """The same for some of the queries."""
+        own = {name: getattr(self, name)[rows] for name in ("columns", "is_positive", "_negative", "_same_image", "_has_image")}
+        return replace(self, **own, _row_mask=None if self._row_mask is None else self._row_mask[rows])
+
     def bar_(self, matrix: Tensor, value: float) -> Tensor:
         """Overwrite [q, G] by `value` where the candidate is no negative of the query: a few columns, not all pairs."""
         _fill(matrix, self.columns, ~self._negative, value)
@@ -75,9 +80,12 @@ class Relations:
         self._uid = ids.uid.contiguous()
         self._by_group = ids.group.argsort(stable=True)
         self._groups = ids.group[self._by_group]
-        invalid, explicit = torch.stack([(ids.valid == 0).any(), (ids.view >= 2).any()]).tolist()
+        sizes = torch.unique_consecutive(self._groups, return_counts=True)[1]
+        about = torch.stack([(ids.valid == 0).any(), (ids.view >= 2).any(), sizes.max()])
+        invalid, explicit, self.widest = (int(n) for n in about.tolist())  # widest: the most candidates of one group
         self._valid = ids.valid.bool() if invalid else None
         self._explicit = ids.view >= 2 if explicit else None
+        self.has_explicit = bool(explicit)
 
     def of(self, q: Ids, *, explicit_for_anchors: bool) -> Related:
         """Positive: the same group, and another image or another view of the same record. Negative: another group.

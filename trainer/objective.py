@@ -186,7 +186,8 @@ class Objective(nn.Module):
         )
         if self.guards.ignore_closer_than is not None and batch.target is not None:
             batch = replace(batch, target=unit(batch.target))
-        passes = [self._pass(batch.ids, everyone, *views) for views in self._passes(loss)]
+        alone = keys is None and len(everyone.columns) == sum(batch.num_rows)  # candidates are the queries, nothing else
+        passes = [self._pass(batch.ids, everyone, *views, alone=alone) for views in self._passes(loss)]
         if loss.surveys:
             sums.survey(loss, passes, batch, settings)
         for one in passes:
@@ -211,9 +212,11 @@ class Objective(nn.Module):
             ids = Ids.unstack(torch.cat([ids.stack(), past[1].stack().to(vectors.device)]))
         return Candidates.sort(vectors, ids, None)
 
-    def _pass(self, ids: Ids, everyone: Candidates, own: _Views, others: _Views) -> Pass:
+    def _pass(self, ids: Ids, everyone: Candidates, own: _Views, others: _Views, *, alone: bool) -> Pass:
         rows = (own(ids.view) & (ids.valid == 1)).nonzero()[:, 0]
-        return Pass(rows, everyone if others is _all else everyone.select(others(everyone.ids.view).nonzero()[:, 0]))
+        if others is _all:
+            return Pass(rows, everyone, mutual=alone and own is _not_explicit)
+        return Pass(rows, everyone.select(others(everyone.ids.view).nonzero()[:, 0]))
 
     def _passes(self, loss: RowLoss) -> list[tuple[_Views, _Views]]:
         """(query views, candidate views) of every pass over the batch."""

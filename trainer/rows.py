@@ -34,6 +34,8 @@ class Rows:
         *,
         dim: int,
         seed: int = 0,
+        with_stats: bool = True,
+        mutual: bool = False,
     ) -> None:
         self.similarity = similarity  # [q, G] dot products of the vectors as used; scratch, a loss may overwrite it
         self.query_norms, self.candidate_norms = query_norms, candidate_norms  # [q], [G] squared
@@ -41,6 +43,8 @@ class Rows:
         self.queries, self.candidates = ids
         self.place = place  # [q] the query's own column; -1 where the candidates are other views
         self.dim = dim  # length of the vectors
+        self.mutual = mutual  # every candidate is a query as well, of some rank: each pair is met from both sides
+        self.with_stats = with_stats  # whether anybody looks at the statistics of this step
         self.seed = seed  # of this step, the same on all ranks
         self.picked: list[tuple[Tensor, Tensor]] = []  # (columns, leaf) of every `at`
         self.leaf: Tensor | None = None

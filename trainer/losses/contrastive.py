@@ -50,19 +50,23 @@ class Contrastive(RowLoss):
         self._bound: tuple[Ids | None, int] = (None, 0)
 
     def forward(self, rows: Rows) -> Terms:
-        positive = rows.is_positive & mining.counted_here(rows, rows.positives)
+        # Where each pair is met from both sides, all of them at half weight are cheaper than finding out which to count.
+        twice = rows.mutual and not self.surveys
+        share = 0.5 if twice else 1.0
+        positive = rows.is_positive if twice else rows.is_positive & mining.counted_here(rows, rows.positives)
         d_ap = rows.distance_at(rows.positives, self.distance)  # [q, P]
-        near = d_ap.where(positive, d_ap.new_zeros(())).pow(self.power).sum() * self.weight[0]
+        near = d_ap.where(positive, d_ap.new_zeros(())).pow(self.power).sum() * (share * self.weight[0])
         with torch.no_grad():
-            far = self._negatives(rows)
+            far = mining.distances(rows, self.distance) if twice else self._negatives(rows)
             if self.surveys:
                 far.masked_fill_(self._rank(rows, far) > self._threshold, torch.inf)
             num_kept = mining.num_finite(far).double().sum()
-            total, slope = self._push(far)
-            num_active = slope.sign().sum(1).double().sum().abs()
+            total, slope = self._push(far, share * self.weight[1])
+            stats = {}
+            if rows.with_stats:
+                stats["active_fraction"] = torch.stack([slope.sign().sum(1).double().sum().abs(), num_kept])
             gradients = through_distance_(rows, self.distance, slope, far)
-        stats = {"active_fraction": torch.stack([num_active, num_kept])}
-        return Terms(near + known(total, gradients), positive.sum() + num_kept, stats)
+        return Terms(near + known(total, gradients), (positive.sum() + num_kept) * share, stats)
 
     def survey(self, rows: Rows) -> Tensor:
         """Pairs of numbers: (1, number of positive pairs), then (0, rank) of each negative pair that may be kept.  [2 + 2 m]"""
@@ -105,7 +109,7 @@ class Contrastive(RowLoss):
         chance = unit_interval(mix(q[:, None] + c[None, :])).to(far.dtype)  # a sum: the pair has no order
         return chance.add_(torch.threshold(far, torch.finfo(far.dtype).max, 0.0))
 
-    def _push(self, far: Tensor) -> tuple[Tensor, Tensor]:
+    def _push(self, far: Tensor, weight: float) -> tuple[Tensor, Tensor]:
         """Sum of the negative pairs' terms (float64), and its gradient by distance [q, G]."""
         if self.legacy:
             gap = (self.margin - far * far).clamp_(min=0)
@@ -114,4 +118,4 @@ class Contrastive(RowLoss):
             gap = (self.margin - far).clamp_(min=0)
             slope = gap.sign().neg_() if self.power == 1 else gap.mul(-2)
             gap = gap if self.power == 1 else gap.square_()
-        return gap.sum(1).double().sum() * self.weight[1], slope.mul_(self.weight[1])
+        return gap.sum(1).double().sum() * weight, slope.mul_(weight)

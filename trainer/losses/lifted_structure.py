@@ -30,7 +30,11 @@ class LiftedStructure(RowLoss):
 
     def survey(self, rows: Rows) -> Tensor:
         """Column and log of the sum over negatives of every query, column after column.  [2 q]"""
-        _, level = exp_rows_(mining.distances(rows, self.distance).neg_().add_(self.margin))
+        far = mining.distances(rows, self.distance).neg_()
+        if rows.candidate_norms.requires_grad or self.distance == "cosine":
+            level = exp_rows_(far.add_(self.margin))[1]
+        else:  # of unit vectors no distance is above 4: nothing can vanish, so no maximum has to be taken out first
+            level = far.exp_().sum(1).log_().add_(self.margin)
         known_as = rows.place >= 0
         return torch.stack([rows.place.to(level.dtype), level], 1)[known_as].flatten()
 
@@ -42,8 +46,13 @@ class LiftedStructure(RowLoss):
         d_ap = rows.distance_at(rows.positives, self.distance)  # [q, P]
         with torch.no_grad():
             far = mining.distances(rows, self.distance)
-            softmax, level = exp_rows_((-far).add_(self.margin))  # [q, G], [q]
-            other, twice = self._others(rows)
+            other, twice = self._others(rows, rows.positives)
+            if rows.mutual:  # the first pass has found this row's own sum too
+                level = self._others(rows, rows.place[:, None])[0]  # [q, 1]
+                safe = level.where(level > -torch.inf, level.new_zeros(()))
+                softmax, level = torch.sub(self.margin - safe, far).exp_(), level[:, 0]
+            else:
+                softmax, level = exp_rows_((-far).add_(self.margin))  # [q, G], [q]
             mine = level[:, None].expand_as(other)
             both = torch.logaddexp(mine, other)
             gap = (d_ap + both).masked_fill(~exists, -torch.inf).clamp(min=0)  # [q, P]
@@ -55,10 +64,10 @@ class LiftedStructure(RowLoss):
             gradients = [(d_ap, gap), *through_distance_(rows, self.distance, slope, far)]
         return Terms(known(total, gradients), exists.sum(), stats)
 
-    def _others(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """The positives' own logarithms, -inf for none, and whether the positive is a query.  [q, P] each"""
+    def _others(self, rows: Rows, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """The logarithms at `columns` [q, k], -inf for none, and whether the row there is a query.  [q, k] each"""
         table = rows.similarity.new_full((rows.similarity.shape[1],), torch.inf)
         table[self._found[:, 0].long()] = self._found[:, 1].to(table)
-        level = table[rows.positives]
+        level = table[columns]
         is_query = level < torch.inf
         return level.masked_fill(~is_query, -torch.inf), is_query

@@ -11,6 +11,7 @@ from trainer import mining
 from trainer.rows import RowLoss, Rows, Terms
 
 NOTHING = -50.0  # sigmoids below are 0: denormal numbers would slow down the matrix products threefold
+KEPT = 4  # sigmoids of a row against all candidates that are not computed twice
 
 
 class RecallAtK(RowLoss):
@@ -23,7 +24,7 @@ class RecallAtK(RowLoss):
     8, with the two minima of the authors' code.
     """
 
-    temporaries = 5
+    temporaries = 4 + KEPT
 
     def __init__(self, k: Sequence[int] = (1, 2, 4, 8, 16), anneal: float = 0.01, temperature: float = 1.0) -> None:
         super().__init__()
@@ -41,22 +42,19 @@ class RecallAtK(RowLoss):
         seen.scatter_reduce_(1, rows.positives, near.masked_fill(~positive, -torch.inf), "amax")
         seen.mul_(1 / self.anneal)
         at = near * (1 / self.anneal)
-        work = torch.empty_like(seen)
         rank = torch.empty_like(near)
+        steps: list[Tensor] = []  # of the first few positives, to be used again
         for j in range(near.shape[1]):
-            torch.sub(seen, at[:, j : j + 1], out=work)
-            rank[:, j] = torch.threshold_(work, NOTHING, -torch.inf).sigmoid_().sum(1) + 0.5  # x itself adds 1/2 to the sum
+            step = _step(seen, at[:, j : j + 1])
+            rank[:, j] = step.sum(1) + 0.5  # x itself adds 1/2 to the sum
+            if j < KEPT:
+                steps.append(step)
         recall, by_rank = self._recall(rank, positive)
         has = positive.any(1)
         gradient, by_near = torch.zeros_like(seen), torch.zeros_like(near)
         for j in range(near.shape[1]):
-            torch.sub(seen, at[:, j : j + 1], out=work)
-            steep = (
-                torch.threshold_(work, NOTHING, -torch.inf)
-                .sigmoid_()
-                .addcmul_(work, work, value=-1)
-                .mul_(-by_rank[:, j : j + 1] / self.anneal)
-            )
+            step = steps[j] if j < KEPT else _step(seen, at[:, j : j + 1])
+            steep = step.addcmul_(step, step, value=-1).mul_(-by_rank[:, j : j + 1] / self.anneal)
             by_near[:, j] = -steep.sum(1)
             gradient += steep
         gradient.scatter_add_(1, rows.positives, by_near)
@@ -72,3 +70,8 @@ class RecallAtK(RowLoss):
             recall += hits.clamp_max(k) / best
             by_rank -= hit * (1 - hit) * ((hits < k) / best)[:, None] / self.temperature
         return recall, by_rank
+
+
+def _step(seen: Tensor, at: Tensor) -> Tensor:
+    """sigmoid(seen - at), [q, G] against [q, 1]."""
+    return torch.threshold_(seen - at, NOTHING, -torch.inf).sigmoid_()
