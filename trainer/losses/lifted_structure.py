@@ -50,7 +50,7 @@ class LiftedStructure(RowLoss):
             if rows.mutual:  # the first pass has found this row's own sum too
                 level = self._others(rows, rows.place[:, None])[0]  # [q, 1]
                 safe = level.where(level > -torch.inf, level.new_zeros(()))
-                softmax, level = torch.sub(self.margin - safe, far).exp_(), level[:, 0]
+                softmax, level = torch.sub(self.margin - safe, far, out=rows.similarity).exp_(), level[:, 0]
             else:
                 softmax, level = exp_rows_((-far).add_(self.margin))  # [q, G], [q]
             mine = level[:, None].expand_as(other)
