@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from configs import registry
-from trainer import collectives
+from trainer.engine import Candidates, Pass, Settings, Sums
+from trainer.family import Joined
 from trainer.ids import Ids
 from trainer.objective import Objective, build_objective
 from trainer.rows import RowLoss
@@ -114,44 +112,20 @@ def theirs(name: str, size: int) -> Case:
 
 
 def one_rank(loss: dict[str, Any], world: int, size: int) -> Case:
-    """What one of `world` ranks of `size` rows computes and holds; only the wire is missing."""
+    """What one of `world` ranks of `size` rows computes and holds: the engine with all candidates at hand, without the wire."""
     mine, group = batch(size)
-    others, _ = batch(max(size * (world - 1), PER_CLASS))
-    others = others[: size * (world - 1)]
-    objective = _objective(loss)
-    mine.requires_grad_()
+    others = batch(max(size * (world - 1), PER_CLASS))[0][: size * (world - 1)]
+    row = torch.arange(world * size)
+    ones = torch.ones_like(row)
+    ids = Ids(group.repeat(world) + row // size * size, row, 0 * row, row, ones, ones)
+    part = _objective(loss).loss
+    assert isinstance(part, RowLoss)
 
     def run() -> float:
-        mine.grad = None
-        with _simulated(world, others):
-            value, _ = objective(mine, group, with_stats=False)
-            value.backward()
-        return float(value.detach())
+        candidates = Candidates.sort(torch.cat([mine, others]), ids, None)
+        joined = Joined(ids.select(row[:size]), [size] * world, with_stats=False)
+        sums = Sums(mine, len(row), list(part.parameters()))
+        sums.add(part, Pass(row[:size], candidates, mutual=True), joined, Settings(norms=False, first=0))
+        return float(sums.numbers[0] / sums.numbers[1])
 
     return run
-
-
-@contextmanager
-def _simulated(world: int, others: Tensor) -> Iterator[None]:
-    """This process as rank 0 of `world`: the vectors of the other ranks are `others`, their classes are all different."""
-
-    def gather(rows: Tensor, num_rows: list[int]) -> Tensor:
-        if rows.is_floating_point():
-            return torch.cat([rows, others])
-        first = torch.arange(world).repeat_interleave(num_rows[0]) * num_rows[0]
-        ids = Ids.unstack(rows.repeat(world, 1))
-        return replace(ids, group=ids.group + first, uid=ids.uid + first, record=ids.record + first).stack()
-
-    def scatter_sum(rows: Tensor, num_rows: list[int]) -> Tensor:
-        return rows[: num_rows[0]].clone()
-
-    with mock.patch.multiple(
-        collectives,
-        world=lambda: world,
-        rank=lambda: 0,
-        sizes=lambda n, device: [n] * world,
-        gather=gather,
-        scatter_sum=scatter_sum,
-        total=lambda x: x,
-    ):
-        yield
