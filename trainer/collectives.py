@@ -106,17 +106,6 @@ def from_first(value: Callable[[], T]) -> T:
     return box[0]  # type: ignore[return-value]
 
 
-def any_failed(failed: bool, device: torch.device) -> bool:
-    """Whether any rank says so. Collective: every rank calls it."""
-    return bool(total(torch.tensor([int(failed)], device=device)).item())
-
-
-def barrier() -> None:
-    """Wait for every rank."""
-    if world() > 1:
-        dist.barrier()
-
-
 def _on() -> bool:
     return dist.is_available() and dist.is_initialized()
 
