@@ -56,13 +56,7 @@ class RunFolder:
             raise ValueError(f"run {config.name!r} exists in {self.path}; continue it with --resume, or choose another name")
         if not self.exists():
             return
-        before, now = flat(self.config().identity()), flat(config.identity())
-        changed = [f"  {k}: {before.get(k)!r} -> {now.get(k)!r}" for k in {**before, **now} if before.get(k) != now.get(k)]
-        if changed:
-            raise ValueError(
-                f"run {config.name!r} cannot be resumed: these settings decide what it computes, and changed:\n"
-                + "\n".join(changed)
-            )
+        refuse_changes(f"run {config.name!r}", self.config().identity(), config.identity())
 
     def claim(self, config: RunConfig) -> None:
         """Make the folder with its config."""
@@ -81,6 +75,14 @@ class RunFolder:
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         write_atomically(self.path / "result.json", json.dumps(result, indent=1))
+
+
+def refuse_changes(what: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise ValueError that lists what is not as it was, among the settings and data that decide what a run computes."""
+    before, now = flat(before), flat(now)
+    changed = [f"  {k}: {before.get(k)!r} -> {now.get(k)!r}" for k in {**before, **now} if before.get(k) != now.get(k)]
+    if changed:
+        raise ValueError(f"{what} cannot be resumed: these decide what it computes, and changed:\n" + "\n".join(changed))
 
 
 class MetricsFile:

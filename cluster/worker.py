@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.context import RankContext
-from cluster.runfolder import MetricsFile, RunFolder, append_line, write_atomically
+from cluster.runfolder import MetricsFile, RunFolder, append_line, refuse_changes, write_atomically
 from configs.errors import Unrecoverable
 from configs.schema import RunConfig
 from pipelines import augment
@@ -80,6 +80,7 @@ def _train(context: RankContext, job: Job) -> None:
     identity = {**config.identity(), "digest": manifest.digest}
     saved = collectives.from_first(lambda: state.newest(folder.checkpoints))
     if saved is not None:
+        refuse_changes(f"{saved.path}", saved.identity, identity)  # the data too: a path may hold other shards than before
         state.restore(saved, training)
     else:
         own = sharded_parameters(training.objective)  # drawn alike on any number of ranks, each its rows

@@ -77,7 +77,7 @@ def fit(config: RunConfig, training: Training, stream: Stream, hooks: Hooks, *, 
             training.keys.update(step)
         keep = step % settings.checkpoint_every == 0 or step == steps
         if due[0] or keep:
-            _refuse_nonfinite(step, loss, norm)  # the only place in a step that waits for the device
+            _refuse_nonfinite(step, loss, norm)  # waits for the device, so not at every step
         numbers: dict[str, float] = {}
         if due[0]:
             numbers = {"train/loss": float(loss), "train/lr": rate, "train/grad_norm": float(norm)}

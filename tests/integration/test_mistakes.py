@@ -115,6 +115,16 @@ def test_a_run_name_that_is_taken(nearfar: Nearfar, config_file: Path, tmp_path:
     assert sorted(p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*")) == before
 
 
+def test_a_run_is_not_resumed_on_other_data(nearfar: Nearfar, config_file: Path, digits: Path, tmp_path: Path) -> None:
+    quick = ["--local", "--set", "cluster.workers=1", "--set", "tracking.enabled=false", "--set", "train.steps=6"]
+    assert nearfar("train", config_file, *quick).code == 0
+    (tmp_path / "runs" / "small" / "result.json").unlink()  # as after a kill at the very end
+    answer = nearfar("train", config_file, *quick, "--resume", "--set", f"data.train={digits}/eval")
+    assert answer.code == 1
+    assert "digest" in answer.err
+    assert "Traceback" not in answer.err
+
+
 def test_a_port_that_is_taken(nearfar: Nearfar, tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").touch()
     with socket.socket() as taken:
