@@ -168,10 +168,11 @@ def _write(
 
 def _summarize(writer: ShardWriter, path: Path, rejected: list[tuple[str, str]]) -> SetSummary:
     """Raises ValueError when too little was left over to train with."""
-    if not writer.num_samples:
+    written = writer.manifest
+    if not written.num_samples:
         example = f"; the first: {rejected[0][0]}: {rejected[0][1]}" if rejected else ""
         raise ValueError(f"{path.name!r} would have no readable image in it{example}")
-    classes = writer.class_counts
+    classes = written.class_counts
     if writer.kind == "labelled" and len(classes) < 2:
         raise ValueError(
             f"{path.name!r} would have readable images of only the class {next(iter(classes))!r}; "
@@ -179,12 +180,12 @@ def _summarize(writer: ShardWriter, path: Path, rejected: list[tuple[str, str]])
         )
     return SetSummary(
         path=path,
-        records=writer.num_samples,
-        images=writer.num_images,
+        records=written.num_samples,
+        images=written.num_images,
         classes=len(classes),
         single_image_classes=sum(count == 1 for count in classes.values()),
-        shards=writer.num_shards,
-        nbytes=writer.nbytes,
+        shards=written.num_shards,
+        nbytes=written.nbytes,
     )
 
 

@@ -24,6 +24,7 @@ class PackedImage:
     height: int
     crc32: int
     uid: int
+    dim: int = 0  # numbers of a vector; 0: an image
 
 
 def prepare(data: bytes, *, max_side: int | None = None, max_pixels: int = MAX_PIXELS) -> PackedImage:

@@ -23,10 +23,12 @@ IMAGE_COLUMNS: dict[str, pa.DataType] = {
     "group": pa.int64(),
     "width": pa.int32(),  # as shown, after EXIF orientation
     "height": pa.int32(),
+    "dim": pa.int32(),  # numbers of a vector (`.npy`, float32); 0 for an image
 }
 RECORD_COLUMNS: dict[str, pa.DataType] = {
     "key": pa.string(),
     "source": pa.string(),
+    "label": pa.string(),  # name of the class, or of the group of a pair or triplet; null where there is none
     "offset_record": pa.int64(),  # of the first tar header
     "nbytes_record": pa.int64(),  # all its members with their headers
     "match": pa.int8(),
@@ -60,6 +62,7 @@ class ShardTable:
     group: Int64s  # [m]
     width: Int64s  # [m]
     height: Int64s  # [m]
+    dim: Int64s  # [m] numbers of a vector, 0 for an image
     match: Int64s  # [n], -1 where there is none
     weight: NDArray[np.float32]  # [n]
     bad: NDArray[np.bool_]  # [n]

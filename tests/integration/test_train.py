@@ -64,6 +64,12 @@ def assert_same_curve(result: dict[str, Any], reference: dict[str, Any]) -> None
                 assert found[step][key] == pytest.approx(row[key], rel=1e-8), (step, key)
 
 
+def assert_went_on(run: Path) -> None:
+    """The second start was from a checkpoint: the one at 20, or where the signal came late, the one at 40."""
+    starts = [row["from_step"] for row in read_lines(run / "attempts.jsonl")]
+    assert starts in ([0, 20], [0, 40])
+
+
 def test_training_learns(reference: tuple[Path, dict[str, Any]]) -> None:
     result = reference[1]
     assert result["metrics"]["map_at_r"] > result["before"]["map_at_r"] + 0.05
@@ -87,7 +93,7 @@ def test_a_run_killed_with_its_driver_goes_on_as_if_nothing_had_happened(referen
     metrics = Path(expected["run"]).parent / "killed" / "metrics.jsonl"
     driver = start(config, "killed", "--local", "--set", "cluster.workers=1")
     deadline = time.monotonic() + 120
-    while len(list(read_lines(metrics))) < 28:  # past the checkpoint at 20, before the one at 40
+    while len(list(read_lines(metrics))) < 28:  # past the checkpoint at 20
         assert driver.poll() is None, driver.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -95,8 +101,7 @@ def test_a_run_killed_with_its_driver_goes_on_as_if_nothing_had_happened(referen
     driver.communicate()
     result = train(config, "killed", "--local", "--resume")
     assert_same_curve(result, expected)
-    starts = [row["from_step"] for row in read_lines(Path(result["run"]) / "attempts.jsonl")]
-    assert starts == [0, 20]
+    assert_went_on(Path(result["run"]))
 
 
 def test_a_killed_worker_is_replaced_and_the_curve_stays(reference: tuple[Path, dict[str, Any]]) -> None:
@@ -112,7 +117,7 @@ def test_a_killed_worker_is_replaced_and_the_curve_stays(reference: tuple[Path, 
     out, err = driver.communicate(timeout=200)
     assert driver.returncode == 0, err
     assert_same_curve(json.loads(out), expected)
-    assert [row["from_step"] for row in read_lines(run / "attempts.jsonl")] == [0, 20]
+    assert_went_on(run)
 
 
 @pytest.mark.parametrize("how", ["local", "ray"])
@@ -131,7 +136,9 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(reference: tuple[Path, dict[
     assert err.rstrip().endswith("`nearfar train CONFIG --resume` goes on from the last checkpoint")
     assert "Traceback" not in err
     assert json.loads((run / "result.json").read_text())["status"] == "KILLED"
-    assert (run / "checkpoints" / "step-00000020").is_dir()
+    saved = [int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*")]
+    assert saved  # the first of them may be gone: older ones than the newest three are dropped
+    assert all(step % 20 == 0 for step in saved)
 
 
 def _workers(pid: int) -> list[int]:
