@@ -8,6 +8,7 @@ ranks is divided by the count over all ranks: no other reduction is exact when r
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -183,9 +184,10 @@ class Sums:
         if dense is None:
             leaves = [leaf for _, leaf in chunk.picked]
             lengths = [t for t in (chunk.query_norms, chunk.candidate_norms) if t.requires_grad]
-            wanted = [*([] if chunk.leaf is None else [chunk.leaf]), *leaves, *lengths, *self.parameters]
+            wanted = [*chunk.leaves, *leaves, *lengths, *self.parameters]
             found = list(_grad(terms.total, wanted))
-            dense = None if chunk.leaf is None else found.pop(0)
+            dense = _sum(found[: len(chunk.leaves)])
+            found = found[len(chunk.leaves) :]
             picked = [(columns, g) for (columns, _), g in zip(chunk.picked, found, strict=False) if g is not None]
             found = found[len(leaves) :]
             if lengths:
@@ -248,6 +250,11 @@ def _grad(total: Tensor, wanted: Sequence[Tensor]) -> Sequence[Tensor | None]:
     if not total.requires_grad or not wanted:
         return [None] * len(wanted)
     return torch.autograd.grad(total, wanted, allow_unused=True)
+
+
+def _sum(grads: Sequence[Tensor | None]) -> Tensor | None:
+    some = [g for g in grads if g is not None]
+    return functools.reduce(torch.add, some) if some else None
 
 
 def _row_stats(rows: Rows) -> Stats:

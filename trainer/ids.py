@@ -68,6 +68,20 @@ class Related:
             matrix.masked_fill_(self._row_mask & self._column_mask[None, :], value)
         return matrix
 
+    def num_negatives(self, num_candidates: int) -> Tensor | None:
+        """How many negatives each query has, counted from what it shares; None where counting `bar_` is cheaper.  [q]"""
+        if self._row_mask is not None or 8 * (self.columns.shape[1] + self._same_image.shape[1]) > num_candidates:
+            return None
+        barred = torch.cat([~self._negative, self._has_image.expand_as(self._same_image)], 1)
+        columns = torch.cat([self.columns, self._same_image], 1)
+        num_valid: int | Tensor = num_candidates
+        if self._valid is not None:
+            barred &= self._valid[columns]
+            num_valid = self._valid.sum()
+        columns = columns.masked_fill(~barred, -1).sort(1).values  # a column may be there twice
+        first = columns[:, 1:] != columns[:, :-1]
+        return num_valid - (columns[:, 0] >= 0).long() - (first & (columns[:, 1:] >= 0)).sum(1)
+
 
 class Relations:
     """Finds a query's group and image among G candidates by binary search, so that no [q, G] of integers is compared.

@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trainer.distance import Distance
 from trainer.random_keys import uniform
-from trainer.rows import Distance, Rows
+from trainer.rows import Rows
 
 NEAREST, FARTHEST = 0.5, 1.4  # cut-offs of distance-weighted sampling
 

@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from trainer.distance import Distance, distances
 from trainer.family import Family
 from trainer.ids import Ids, Related
-
-Distance = Literal["euclidean", "squared_euclidean", "cosine"]
 
 
 class Rows:
     """q local queries against G candidates of all ranks, candidates sorted by uid, so that no rank number enters.
 
     Plain attributes carry no gradient: mine with them. What a loss is made of it takes from `at`, `distance_at` (a few
-    columns, cheap) or `dense`, `distance` (all columns): these are differentiable.
+    columns, cheap), `negatives`, `negative_distances` (all negatives) or `dense`, `distance` (all columns): these are
+    differentiable.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class Rows:
         self.with_stats = with_stats  # whether anybody looks at the statistics of this step
         self.seed = seed  # of this step, the same on all ranks
         self.picked: list[tuple[Tensor, Tensor]] = []  # (columns, leaf) of every `at`
-        self.leaf: Tensor | None = None
+        self.leaves: list[Tensor] = []  # [q, G] of `dense` and `negatives`
         self._related = related
         self._dropped: list[Tensor] = []
 
@@ -73,20 +72,45 @@ class Rows:
         self.picked.append((columns, leaf))
         return leaf
 
+    @cached_property
+    def num_negatives(self) -> Tensor:
+        """How many negatives each query has, after the guards.  [q] int64"""
+        few = None if self._dropped else self._related.num_negatives(self.similarity.shape[1])
+        return self.negative.sum(1) if few is None else few
+
     def dense(self) -> Tensor:
         """All similarities [q, G], differentiable."""
-        if self.leaf is None:
-            self.leaf = self.similarity.detach().requires_grad_()
-        return self.leaf
+        return self._dense
+
+    def negatives(self) -> Tensor:
+        """Similarities [q, G], differentiable; -inf where the candidate is no negative, after the guards.
+
+        `exp`, `relu`, `softplus` and `logsumexp` of them are 0 there with gradient 0, so that no mask is needed: masks and
+        `where` cost several times as much as arithmetic on a CPU.
+        """
+        return self._negatives
 
     def distance_at(self, columns: Tensor, kind: Distance) -> Tensor:
         """Distances at `columns` [q, k], differentiable; the square root is safe at 0 in value and in gradient."""
-        norms = self.query_norms[:, None] + self.candidate_norms[columns]
-        return _distance(self.at(columns), norms, kind)
+        return distances(self.at(columns), self.query_norms[:, None], self.candidate_norms[columns], kind)
 
     def distance(self, kind: Distance) -> Tensor:
         """All distances [q, G], differentiable."""
-        return _distance(self.dense(), self.query_norms[:, None] + self.candidate_norms[None, :], kind)
+        return distances(self.dense(), self.query_norms[:, None], self.candidate_norms[None, :], kind)
+
+    def negative_distances(self, kind: Distance) -> Tensor:
+        """Distances [q, G], differentiable; inf where the candidate is no negative. See `negatives`."""
+        return distances(self.negatives(), self.query_norms[:, None], self.candidate_norms[None, :], kind)
+
+    @cached_property
+    def _dense(self) -> Tensor:
+        self.leaves.append(self.similarity.detach().requires_grad_())
+        return self.leaves[-1]
+
+    @cached_property
+    def _negatives(self) -> Tensor:
+        self.leaves.append(self.bar_(self.similarity.detach().clone(), -torch.inf).requires_grad_())
+        return self.leaves[-1]
 
     def nearness(self, kind: Distance, columns: Tensor | None = None) -> Tensor:
         """A number that falls as the distance grows, without gradient: for mining.  [q, G], or [q, k] at `columns`"""
@@ -138,19 +162,6 @@ class RowLoss(nn.Module):
         """Take the findings of all ranks, the same on every rank, in no particular order.  [m]"""
 
 
-def safe_sqrt(x: Tensor) -> Tensor:
-    """The square root with value and gradient 0 where x <= 0."""
-    positive = x > 0
-    return torch.where(positive, x, torch.ones_like(x)).sqrt() * positive
-
-
 def fraction(mask: Tensor, of: Tensor) -> Tensor:
     """How many of `of` are also in `mask`, as a statistic (sum, count).  [2]"""
     return torch.stack([(mask & of).sum(), of.sum()])
-
-
-def _distance(similarity: Tensor, norms: Tensor, kind: Distance) -> Tensor:
-    if kind == "cosine":
-        return 1 - similarity
-    squared = norms - 2 * similarity
-    return squared.clamp_min(0) if kind == "squared_euclidean" else safe_sqrt(squared)

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from configs import registry
+from trainer.distance import Distance
 from trainer.engine import Candidates, Pass, Settings, Sums
 from trainer.family import Joined
 from trainer.ids import Ids
 from trainer.objective import Objective, build_objective
-from trainer.rows import RowLoss
+from trainer.rows import RowLoss, Rows, Terms
 
 DIM, PER_CLASS, SPREAD = 256, 4, 1.5
 Case = Callable[[], float]
@@ -44,6 +45,32 @@ def row_losses() -> dict[str, dict[str, Any]]:
     return found
 
 
+class PlainSimilarities(RowLoss):
+    """A loss as a user writes it: plain operations on all negatives, differentiated by autograd."""
+
+    def forward(self, rows: Rows) -> Terms:
+        return Terms(F.softplus(10 * (rows.negatives() - 0.5)).sum(), rows.num_negatives.sum())
+
+
+class PlainDistances(RowLoss):
+    """The same for a hinge of distances."""
+
+    def __init__(self, kind: Distance) -> None:
+        super().__init__()
+        self.kind: Distance = kind
+
+    def forward(self, rows: Rows) -> Terms:
+        return Terms(F.relu(1.0 - rows.negative_distances(self.kind)).sum(), rows.num_negatives.sum())
+
+
+def plain_losses() -> dict[str, RowLoss]:
+    return {
+        "your own: softplus(similarity)": PlainSimilarities(),
+        "your own: relu(1 - squared distance)": PlainDistances("squared_euclidean"),
+        "your own: relu(1 - distance)": PlainDistances("euclidean"),
+    }
+
+
 def _names(hint: Any) -> list[str | None]:
     """What a Literal, or a union with one, can be; [None] for anything else."""
     if typing.get_origin(hint) is typing.Literal:
@@ -51,14 +78,16 @@ def _names(hint: Any) -> list[str | None]:
     return [name for part in typing.get_args(hint) for name in _names(part) if name is not None] or [None]
 
 
-def _objective(loss: dict[str, Any]) -> Objective:
+def _objective(loss: dict[str, Any] | RowLoss) -> Objective:
     """As training builds it, for vectors of DIM numbers; class centres for 1000 classes."""
+    if isinstance(loss, RowLoss):
+        return Objective(loss)
     objective = build_objective(loss, dim=DIM, groups=torch.arange(1000), counts=torch.full((1000,), PER_CLASS))
     assert isinstance(objective, Objective)
     return objective
 
 
-def ours(loss: dict[str, Any], size: int, stats: bool = False, device: str = "cpu", dtype: str = "float32") -> Case:
+def ours(loss: dict[str, Any] | RowLoss, size: int, stats: bool = False, device: str = "cpu", dtype: str = "float32") -> Case:
     """A loss of this project over one process's batch; statistics as between logged steps, off."""
     x, group = batch(size, getattr(torch, dtype), device)
     objective = _objective(loss).to(device)

@@ -40,7 +40,7 @@ def _threads() -> Iterator[None]:
 
 def test_time_over_three_raw_matrix_products() -> None:
     size = 8192
-    losses = cases.row_losses()
+    losses = {**cases.row_losses(), **cases.plain_losses()}
     functions = {"gemms": cases.gemms(size), **{label: cases.ours(loss, size) for label, loss in losses.items()}}
     functions["sup_con with statistics"] = cases.ours(SUP_CON, size, stats=True)
     seconds = fastest(functions, ROUNDS)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from trainer.centres import Shard
+from trainer.distance import safe_sqrt
 from trainer.losses.softmax_head import SoftmaxHead
-from trainer.rows import safe_sqrt
 
 
 class ArcFace(SoftmaxHead):

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from trainer import mining
+from trainer.distance import Distance
 from trainer.ids import Ids
 from trainer.losses.given import GivenContrastive
 from trainer.losses.known import known, through_distance_
 from trainer.random_keys import hashed, mix, unit_interval
-from trainer.rows import Distance, RowLoss, Rows, Terms
+from trainer.rows import RowLoss, Rows, Terms
 
 
 class Contrastive(RowLoss):
@@ -60,7 +61,7 @@ class Contrastive(RowLoss):
             far = mining.distances(rows, self.distance) if twice else self._negatives(rows)
             if self.surveys:
                 far.masked_fill_(self._rank(rows, far) > self._threshold, torch.inf)
-            num_kept = mining.num_finite(far).double().sum()
+            num_kept = (rows.num_negatives if twice else mining.num_finite(far)).double().sum()
             total, slope = self._push(far, share * self.weight[1])
             stats = {}
             if rows.with_stats:

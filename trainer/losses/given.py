@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer import collectives
+from trainer.distance import Distance, safe_sqrt
 from trainer.family import Found, Joined
 from trainer.ids import Ids
 from trainer.losses.elementwise import Elementwise
-from trainer.rows import Distance, Terms, fraction, safe_sqrt
+from trainer.rows import Terms, fraction
 
 NEEDS = {
     1: "pairs: records with a row of view 0 and one of view 1",

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trainer.rows import Distance, Rows
+from trainer.distance import FARTHEST_SLOPE, Distance
+from trainer.rows import Rows
 
-FARTHEST_SLOPE = 1e15  # 1 / d above this is taken for that of two equal vectors, which is none
 Gradients = Sequence[tuple[Tensor, Tensor]]
 
 

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from trainer import mining
+from trainer.distance import Distance
 from trainer.losses.known import known, through_distance_
 from trainer.losses.softmax import exp_rows_
-from trainer.rows import Distance, RowLoss, Rows, Terms, fraction
+from trainer.rows import RowLoss, Rows, Terms, fraction
 
 
 class LiftedStructure(RowLoss):

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer import mining
+from trainer.distance import Distance
 from trainer.losses.known import known, through_distance_
-from trainer.rows import Distance, RowLoss, Rows, Terms
+from trainer.rows import RowLoss, Rows, Terms
 
 
 class Margin(RowLoss):

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer import mining
+from trainer.distance import Distance
 from trainer.family import Family
 from trainer.losses.given import GivenTriplet
 from trainer.losses.hinges import all_hinges
 from trainer.losses.known import known, through_distance_
-from trainer.rows import Distance, RowLoss, Rows, Terms, fraction
+from trainer.rows import RowLoss, Rows, Terms, fraction
 
 Miner = Literal["all", "batch_hard", "semi_hard", "semi_hard_within_margin", "hardest", "random_hard", "distance_weighted"]
 MeanOver = Literal["active", "all"]
@@ -128,7 +129,7 @@ class Triplet(RowLoss):
         d_ap = rows.distance_at(rows.positives, self.distance)  # [q, P]
         with torch.no_grad():
             far = mining.distances(rows, self.distance)  # [q, G]
-            num_negatives = mining.num_finite(far)[:, None]
+            num_negatives = rows.num_negatives[:, None]
             bound = (d_ap + (0 if self.soft else self.margin)).masked_fill(~exists, -torch.inf)
             total, by_near, by_far = all_hinges(bound, far, soft=self.soft)
             num_all = (num_negatives * exists).sum().double()
