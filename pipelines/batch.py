@@ -12,27 +12,35 @@ NUM_DRAWS = 32  # uniform random numbers that travel with every image, for augme
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One rank's slice of a global batch: n images that belong to R records.
+    """One rank's slice of a global batch: n rows that belong to R records. Every row is an image, unless `vectors` are given.
 
     The integers say which rows may be compared: equal `group` = the same thing, equal `uid` = the same image,
     `view` = 0 anchor, 1 positive, 2.. explicit negatives (P x K: 0 for a unit's first row, 1 for the rest),
     `record` = 0..R-1 on this rank (a labelled image is a record of its own), `valid` = False for corrupt rows and padding.
+    With `vectors`, k = n - m rows are images, and row i is number `place[i]` of the images followed by the vectors.
     """
 
-    images: Tensor  # [n, 3, H, W] uint8
+    images: Tensor  # [k, 3, H, W] uint8
     group: Tensor  # [n] int64
     uid: Tensor  # [n] int64
     view: Tensor  # [n] int64
     record: Tensor  # [n] int64
     valid: Tensor  # [n] bool
-    draws: Tensor  # [n, NUM_DRAWS] float32 in [0, 1), a function of (seed, epoch, uid, record's row, view) only
+    draws: Tensor  # [k, NUM_DRAWS] float32 in [0, 1), a function of (seed, epoch, uid, record's row, view) only
     sample: Tensor  # [R, 3] int64: (epoch, shard, row) of each record
     match: Tensor | None = None  # [R] int64 {0, 1}, labelled pairs
     weight: Tensor | None = None  # [R] float32
+    vectors: Tensor | None = None  # [m, E] float32, rows that are given instead of encoded
+    place: Tensor | None = None  # [n] int64
+    target: Tensor | None = None  # [n, E] float32, what every row's record is to be compared with: for regress and distill
 
     @property
     def num_images(self) -> int:
         return self.images.shape[0]
+
+    @property
+    def num_rows(self) -> int:
+        return self.group.shape[0]
 
     @property
     def num_records(self) -> int:

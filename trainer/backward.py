@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pipelines.batch import Batch
 from trainer.family import Stats
+from trainer.frozen import with_frozen
 
 
 def backward(
@@ -25,9 +26,9 @@ def backward(
 ) -> tuple[Tensor, Stats]:
     """Add the gradient of the global mean loss to the parameters; returns the loss and its statistics.
 
-    `images` [n, 3, H, W] float; `extra` goes to the objective (`keys`, `target`, `step`, `with_stats`).
-    `pieces`: row counts that sum to n, for the gradient cache (Gao et al. 2021): a pass without graph gives all vectors, the
-    objective their gradients, and a second pass back-propagates piece by piece.
+    `images` [k, 3, H, W] float; `extra` goes to the objective (`keys`, `target`, `step`, `with_stats`).
+    `pieces`: numbers of images that sum to k, for the gradient cache (Gao et al. 2021): a pass without graph gives all
+    vectors, the objective their gradients, and a second pass back-propagates piece by piece.
     Collective: every rank calls it, and each all-reduces the encoder's gradients once.
     """
     if pieces is None or len(pieces) == 1:
@@ -55,22 +56,27 @@ def backward(
 
 
 def pieces_of(batch: Batch, micro_batch: int | None) -> list[int] | None:
-    """Row counts of pieces of at most `micro_batch` records; no record is split. Reads `batch` on the host."""
+    """Numbers of images in pieces of at most `micro_batch` records; no record is split. Reads `batch` on the host."""
     if micro_batch is None:
         return None
-    return [int(n) for n in torch.unique_consecutive(batch.record // micro_batch, return_counts=True)[1].tolist()]
+    record = batch.record if batch.place is None else batch.record[batch.place < len(batch.images)]
+    return [int(n) for n in torch.unique_consecutive(record // micro_batch, return_counts=True)[1].tolist()]
 
 
 def compare(objective: nn.Module, vectors: Tensor, batch: Batch, **extra: Any) -> tuple[Tensor, Stats]:
-    """The objective for vectors [n, D] of a batch's images."""
+    """The objective for vectors [k, D] of a batch's images."""
+    if extra.get("keys") is not None:
+        extra["keys"] = with_frozen(extra["keys"], batch)
+    if batch.target is not None:
+        extra.setdefault("target", batch.target)
     own = {"uid": batch.uid, "view": batch.view, "record": batch.record, "match": batch.match, "valid": batch.valid}
-    value, stats = objective(vectors, batch.group, **own, **extra)
+    value, stats = objective(with_frozen(vectors, batch), batch.group, **own, **extra)
     return value, stats
 
 
 @torch.no_grad()
 def encode(encoder: nn.Module, images: Tensor, pieces: Sequence[int] | None, autocast: torch.dtype | None) -> Tensor:
-    """Vectors [n, D] of `images` without graph, piece by piece."""
+    """Vectors [k, D] of `images` without graph, piece by piece."""
     with _autocast(images, autocast):
         return torch.cat([encoder(part) for part in torch.split(images, list(pieces or [len(images)]))])
 

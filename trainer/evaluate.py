@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipelines.batch import Batch
 from trainer import collectives
+from trainer.frozen import with_frozen
 from trainer.metrics import means, retrieval_sums
 
 
@@ -55,6 +57,8 @@ def embed(encoder: nn.Module, batches: Iterable[Batch], prepare: Callable[[Batch
         for batch in batches:
             keep = batch.valid
             found = encoder(prepare(batch))
+            if batch.vectors is not None:  # given as they are, while an encoder's have length 1
+                found = F.normalize(with_frozen(found, batch), dim=1)
             vectors.append(found[keep.to(found.device)].float() if found.dtype != torch.float64 else found[keep])
             group.append(batch.group[keep])
             sample.append(torch.cat([batch.sample[batch.record, 1:], batch.view[:, None]], dim=1)[keep])
