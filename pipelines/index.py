@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 from pipelines.hashing import Int64s
 from pipelines.index_files import choose_out, replaced_manifest, url_from
@@ -16,7 +17,7 @@ from pipelines.index_scan import Rejected, Scan, scan_tar
 from pipelines.keys import repeated_keys
 from pipelines.manifest import Manifest
 from pipelines.manifest_writer import ManifestWriter
-from pipelines.processes import Map, one_by_one
+from pipelines.processes import Map, in_process
 from pipelines.records import require_kind
 from pipelines.tar import TarError, TarReader
 from pipelines.tar_records import TarRecord, infer_kind, is_text, read_records
@@ -43,6 +44,9 @@ class IndexSummary:
     passed: Counter[str] = field(default_factory=Counter)  # members that were not looked into, by what they are
     damaged: list[Rejected] = field(default_factory=list)  # tars of which the rest is missing
 
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "out": str(self.out)}
+
 
 def index(
     tars: Sequence[str | Path],
@@ -51,7 +55,7 @@ def index(
     kind: str | None = None,
     salvage: bool = False,
     keys_per_tar: bool = False,
-    map: Map = one_by_one,
+    map: Map = in_process,
     progress: Progress | None = None,
 ) -> IndexSummary:
     """Read all tars once and write their manifest to `out`, by default the folder they lie in.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -18,12 +19,12 @@ class Map(Protocol):
     def __call__(self, function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]: ...
 
 
-def one_by_one(function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
+def in_process(function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
     """In this process."""
     return map(function, items)
 
 
-def in_processes(workers: int) -> Map:
+def process_map(workers: int) -> Map:
     """A bounded number of items under way in `workers` fresh processes (spawned: forking is not safe beside threads)."""
 
     def run(function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
@@ -39,4 +40,18 @@ def in_processes(workers: int) -> Map:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    return run if workers > 1 else one_by_one
+    return run
+
+
+def when_slow(workers: int, *, after_s: float = 2.0) -> Map:
+    """Begin in this process and go over to `workers` processes when it takes longer: they take seconds to start."""
+
+    def run(function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
+        left, until = iter(items), time.monotonic() + after_s
+        for item in left:
+            yield function(item)
+            if workers > 1 and time.monotonic() > until:
+                break
+        yield from process_map(workers)(function, left)
+
+    return run

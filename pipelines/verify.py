@@ -15,7 +15,7 @@ import pyarrow.parquet
 from pipelines.hashing import hash_entity
 from pipelines.keys import repeated_keys
 from pipelines.manifest import Manifest
-from pipelines.processes import Map, one_by_one
+from pipelines.processes import Map, in_process
 from pipelines.samples import SCHEMA, SHARDS_SCHEMA
 from pipelines.verify_shard import Fault, ShardCheck, check_shard
 
@@ -34,7 +34,7 @@ class Verdict:
     faults: list[Fault] = field(default_factory=list)
 
 
-def verify(path: str | Path, *, map: Map = one_by_one, progress: Progress | None = None) -> Verdict:
+def verify(path: str | Path, *, map: Map = in_process, progress: Progress | None = None) -> Verdict:
     """Compare every byte of the data set in `path` with its manifest, and decode every image.
 
     Raises ValueError when there is no manifest.json at all; everything else that is wrong is a fault.
@@ -74,7 +74,7 @@ def _damaged_tables(path: Path) -> Iterator[Fault]:
                 yield Fault(file.relative_to(path).as_posix(), "", 0, "the table has other columns than it should have")
             for number in range(table.num_row_groups):
                 table.read_row_group(number)
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
             yield Fault(file.relative_to(path).as_posix(), "", 0, f"the table cannot be read: {reason}")
 
