@@ -45,7 +45,7 @@ class IndexSummary:
     damaged: list[Rejected] = field(default_factory=list)  # tars of which the rest is missing
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "out": str(self.out)}
+        return {**asdict(self), "out": str(self.out), "passed": dict(self.passed)}
 
 
 def index(

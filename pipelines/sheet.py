@@ -80,12 +80,8 @@ def _rows(manifest: Manifest, batch: Batch, per_class: int | None) -> Iterator[R
             images = [index for index, own in enumerate(unit) if own == number][:COLUMNS]
             group = int(batch.group[images[0]])
             count = manifest.class_counts[group]
-            yield Row(
-                printable(manifest.class_names[group]),
-                f"{count} image{'s' * (count > 1)}",
-                images,
-                [keys[index] for index in images],
-            )
+            note = f"{count} images" if count > 1 else "1 image"
+            yield Row(printable(manifest.class_names[group]), note, images, [keys[index] for index in images])
         return
     for number, (shard, row) in enumerate(samples):
         images = torch.nonzero(batch.record == number).flatten().tolist()
