@@ -41,7 +41,7 @@ def url_from(out: Path, tar: str) -> str:
 @contextmanager
 def replaced_manifest(out: Path) -> Iterator[Path]:
     """A temporary folder whose files replace those of the same names in `out` at the end; on failure `out` stays as it was."""
-    temporary = out / f".index-{os.getpid()}.tmp"
+    temporary, existed = out / f".index-{os.getpid()}.tmp", out.exists()
     try:
         temporary.mkdir(parents=True)
     except OSError as error:
@@ -58,6 +58,8 @@ def replaced_manifest(out: Path) -> Iterator[Path]:
             os.replace(entry, out / entry.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if not existed and out.exists() and not any(out.iterdir()):
+            out.rmdir()
 
 
 def _require_same_tars(out: Path, tars: Sequence[str]) -> None:

@@ -154,6 +154,9 @@ def test_what_lacks_something_is_left_out_and_told(tmp_path: Path) -> None:
         assert line["shard"] == "a.tar"
         assert bad[line["key"]][1] in line["reason"]
     assert Manifest.open(tmp_path).keys(0) == [sample["__key__"] for sample in good]
+    packed = pack(tmp_path / "a.tar", tmp_path / "packed")
+    assert (packed.records, len(packed.rejected)) == (6, len(bad))
+    assert not [name for name, _ in packed.rejected if not name.startswith("a.tar/")]
 
 
 def test_a_damaged_tar_is_refused_or_salvaged(tmp_path: Path) -> None:
@@ -164,7 +167,7 @@ def test_a_damaged_tar_is_refused_or_salvaged(tmp_path: Path) -> None:
     paths[1].write_bytes(data[:at] + bytes(512) + data[at + 512 :])
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ValueError, match=rf"1 tars cannot .*s-001\.tar at byte {at}: a header is zeroed"):
-        index([tmp_path])
+        index([tmp_path], out=tmp_path / "new")
     assert sorted(tmp_path.iterdir()) == before
     summary = index([tmp_path], salvage=True)
     assert summary.records == 14  # 00014 itself was not complete yet
