@@ -37,7 +37,7 @@ RECORD_COLUMNS: dict[str, pa.DataType] = {
 }
 SHARDS_SCHEMA = pa.schema(
     {
-        "url": pa.string(),  # relative to the manifest
+        "url": pa.string(),  # relative to the manifest, or absolute
         "num_samples": pa.int64(),
         "nbytes": pa.int64(),
         "sha256": pa.string(),

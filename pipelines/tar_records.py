@@ -109,7 +109,7 @@ def interpret(kind: str, record: TarRecord) -> Meaning:
         match = MATCH.get(str(about.get("match")).strip().lower())
         if match is None:
             raise ValueError(f"its .json has match = {about.get('match')!r}, not 0 or 1")
-    entity = _label(record, about) if kind == "labelled" else _text(about.get("group"), "group")
+    entity = _label(record, about) if kind == "labelled" else _text(about.get("group"), "group") or None
     return Meaning(tuple(images), entity, _negative_entities(kind, images, about), match, _weight(about))
 
 

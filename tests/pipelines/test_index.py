@@ -181,7 +181,12 @@ def test_a_key_in_two_tars_is_refused_unless_tars_have_keys_of_their_own(tmp_pat
             for i in range(3):
                 seed = i + 100 * len(name) * (name == "two")
                 tar.write(
-                    {"__key__": f"{name}{i}" if i < 2 else "both", "anchor.jpg": jpeg(seed), "positive.jpg": jpeg(seed + 50)}
+                    {
+                        "__key__": f"{name}{i}" if i < 2 else "both",
+                        "anchor.jpg": jpeg(seed),
+                        "positive.jpg": jpeg(seed + 50),
+                        "json": {"group": ""},
+                    }
                 )
     with pytest.raises(ValueError, match=r"'both' is in one\.tar at byte \d+ and two\.tar at byte \d+.*--keys-per-tar"):
         index([tmp_path])
