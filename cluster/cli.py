@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+
+from cluster.answers import Json
+from cluster.answers import print_result as _print
+from cluster.data_commands import commands
 
 app = typer.Typer(
     name="nearfar",
@@ -18,10 +21,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Train image embeddings on pairs, triplets and labelled images, with negatives from the whole global batch.",
 )
+app.add_typer(commands)
 
 INTERRUPTED = 130
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see `nearfar recipes`.")]
 
 
@@ -49,10 +52,6 @@ def main() -> None:
 def _fail(message: str, code: int) -> None:
     print(f"nearfar: {message}", file=sys.stderr)
     sys.exit(code)
-
-
-def _print(result: dict[str, Any], *, as_json: bool, text: str) -> None:
-    print(json.dumps(result) if as_json else text)
 
 
 @app.command()
@@ -98,7 +97,7 @@ def fetch(
 @app.command()
 def pack(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="A folder of images by class, or a parquet, CSV or JSONL table.")
+        Path, typer.Argument(metavar="SOURCE", help="Images in folders by class, a parquet, CSV or JSONL table, or tars.")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder for the shards.")],
     kind: Annotated[str, typer.Option(help="labelled, pair, labelled_pair or triplet.")] = "labelled",

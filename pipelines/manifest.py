@@ -53,6 +53,7 @@ class Manifest:
         self.path = path
         self.kind: str = about["kind"]
         self.digest: str = about["digest"]
+        self.made_by: str = about.get("made_by", "pack")  # or "index", over tars that somebody else wrote
         self.num_samples: int = about["num_samples"]
         self.num_images: int = about["num_images"]
         self.num_classes: int = about["num_classes"]
@@ -86,6 +87,10 @@ class Manifest:
     def shard_path(self, shard: int) -> Path:
         return self.path / str(self._shards["url"][shard].as_py())
 
+    def sha256(self, shard: int) -> str:
+        """Of the whole file of a shard, in hexadecimal."""
+        return str(self._shards["sha256"][shard].as_py())
+
     def table(self, shard: int) -> ShardTable:
         """Where the images of a shard lie, kept for the next call. Raises RuntimeError when it cannot be read."""
         with self._lock:
@@ -103,11 +108,20 @@ class Manifest:
 
     def keys(self, shard: int) -> list[str]:
         """The key of every record of a shard."""
-        return self._strings(shard, "key")
+        return self.column(shard, "key")
 
     def sources(self, shard: int) -> list[str]:
         """What every record of a shard was made from, e.g. the path of its (first) image in the packed folder."""
-        return self._strings(shard, "source")
+        return self.column(shard, "source")
+
+    def column(self, shard: int, name: str) -> list[Any]:
+        """One of RECORD_COLUMNS for every record of a shard. Raises RuntimeError when it cannot be read."""
+        path, row_group = self._samples_at(shard)
+        try:
+            table = pyarrow.parquet.ParquetFile(path).read_row_group(row_group, columns=[name])
+            return list(table[name].to_pylist())
+        except (OSError, pa.ArrowException, IndexError) as error:
+            raise RuntimeError(f"{str(path)!r} cannot be read: {error}; restore it or pack the data again") from error
 
     @cached_property
     def runs(self) -> Runs:
@@ -132,11 +146,6 @@ class Manifest:
     def class_counts(self) -> dict[int, int]:
         """group -> number of images."""
         return dict(zip(self.classes.groups.tolist(), self.classes.counts.tolist(), strict=True))
-
-    def _strings(self, shard: int, column: str) -> list[str]:
-        path, row_group = self._samples_at(shard)
-        table = pyarrow.parquet.ParquetFile(path).read_row_group(row_group, columns=[column])
-        return list(table[column].to_pylist())
 
     def _samples_at(self, shard: int) -> tuple[Path, int]:
         return self.path / self._shards["samples"][shard].as_py(), int(self._shards["row_group"][shard].as_py())

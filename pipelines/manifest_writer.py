@@ -16,6 +16,7 @@ from pipelines.manifest import FORMAT, ORDER_VERSION, VERSION, digest_of
 from pipelines.samples import SCHEMA, SHARDS_SCHEMA
 
 SHARDS_PER_FILE = 1000  # row groups in one samples file, to keep its footer small
+_CHECKED = {"write_page_checksum": True}  # for `verify`
 
 
 class ManifestWriter:
@@ -24,9 +25,9 @@ class ManifestWriter:
     Counts of what was added: `num_samples`, `num_images`, `num_shards`, `nbytes`, `class_counts` (by name, labelled data).
     """
 
-    def __init__(self, out: Path, kind: str) -> None:
-        """Makes `out` when it is not there."""
-        self.out, self.kind = out, kind
+    def __init__(self, out: Path, kind: str, *, made_by: str = "pack") -> None:
+        """Makes `out` when it is not there. `made_by` index: the shards are somebody else's."""
+        self.out, self.kind, self.made_by = out, kind, made_by
         self.num_samples = self.num_images = self.nbytes = 0
         self.class_counts: dict[str, int] = {}
         self._weighted = False
@@ -45,7 +46,7 @@ class ManifestWriter:
         file = f"samples/{number // SHARDS_PER_FILE:05d}.parquet"
         if number % SHARDS_PER_FILE == 0:
             self._close_samples()
-            self._samples = pyarrow.parquet.ParquetWriter(self.out / file, SCHEMA, compression="zstd")
+            self._samples = pyarrow.parquet.ParquetWriter(self.out / file, SCHEMA, compression="zstd", **_CHECKED)
         assert self._samples is not None
         self._samples.write_table(samples, row_group_size=max(1, samples.num_rows))
         self._shards.append(
@@ -70,20 +71,21 @@ class ManifestWriter:
         """Write what is not yet there; manifest.json last."""
         self._close_samples()
         shards = pa.Table.from_pylist(self._shards, SHARDS_SCHEMA)
-        pyarrow.parquet.write_table(shards, self.out / "shards.parquet")
+        pyarrow.parquet.write_table(shards, self.out / "shards.parquet", **_CHECKED)
         runs = pa.schema({name: pa.int64() for name in ("shard", "start", "length")})
-        pyarrow.parquet.write_table(pa.concat_tables([runs.empty_table(), *self._runs]), self.out / "runs.parquet")
+        pyarrow.parquet.write_table(pa.concat_tables([runs.empty_table(), *self._runs]), self.out / "runs.parquet", **_CHECKED)
         names = sorted(self.class_counts)
         groups, counts = [hash_entity(name) for name in names], [self.class_counts[name] for name in names]
         types = pa.schema({"name": pa.string(), "group": pa.int64(), "count": pa.int64()})
         classes = pa.table({"name": names, "group": groups, "count": counts}, schema=types)
-        pyarrow.parquet.write_table(classes, self.out / "classes.parquet")
+        pyarrow.parquet.write_table(classes, self.out / "classes.parquet", **_CHECKED)
         about = {
             "format": FORMAT,
             "version": VERSION,
             "order_version": ORDER_VERSION,
             "quarantine_version": 0,
             "kind": self.kind,
+            "made_by": self.made_by,
             "num_samples": self.num_samples,
             "num_images": self.num_images,
             "num_shards": self.num_shards,

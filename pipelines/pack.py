@@ -1,4 +1,4 @@
-"""Packs a folder or a table of images into shards with a manifest."""
+"""Packs a folder, a table or tars of images into shards with a manifest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from pipelines.records import Listing, Record, require_kind
 from pipelines.shards import ShardWriter
 from pipelines.sources.folder import list_folder
 from pipelines.sources.table import TABLE_SUFFIXES, list_table
+from pipelines.sources.tars import list_tars
 from pipelines.split import split_records, write_order
+from pipelines.tar_urls import is_tars
 
 Progress = Callable[[int, int | None], None]
 REJECTED = "rejected.jsonl"
@@ -91,7 +93,7 @@ def pack(
     if eval_fraction > 0.0:
         parts["train"], parts["eval"] = split_records(listing.records, kind, eval_fraction, split, seed)
         del parts["all"]
-    rejected: list[tuple[str, str]] = []
+    rejected = list(listing.rejected)
     sets: dict[str, SetSummary] = {}
     count = _counter(progress, len(everything))
     with fresh_folder(out, needed_bytes=listing.nbytes) as folder:
@@ -109,11 +111,13 @@ def pack(
 
 
 def list_source(source: Path, kind: str) -> Listing:
-    """The records in a folder by class or in a table. Raises ValueError when it is neither."""
+    """The records in a folder by class, in a table or in tars. Raises ValueError when it is none of these."""
+    if is_tars(source):
+        return list_tars(source, kind)
     if source.suffix in TABLE_SUFFIXES and not source.is_dir():
         return list_table(source, kind)
     if source.is_file():
-        raise ValueError(f"{str(source)!r} is neither a folder of images nor a table ({' '.join(TABLE_SUFFIXES)})")
+        raise ValueError(f"{str(source)!r} is neither a folder of images nor tars nor a table ({' '.join(TABLE_SUFFIXES)})")
     if kind != "labelled":
         raise ValueError(f"a folder by class is of kind 'labelled'; for {kind!r} give a table ({' '.join(TABLE_SUFFIXES)})")
     return list_folder(source)

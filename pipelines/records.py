@@ -71,6 +71,7 @@ class Listing:
     ignored: int = 0  # files that are hidden or no images
     empty_classes: tuple[str, ...] = ()
     nbytes: int = 0  # of the image files, where known
+    rejected: tuple[tuple[str, str], ...] = ()  # what lacks something, and what it is
 
 
 def require_kind(kind: str) -> None:

@@ -37,7 +37,7 @@ RECORD_COLUMNS: dict[str, pa.DataType] = {
 }
 SHARDS_SCHEMA = pa.schema(
     {
-        "url": pa.string(),  # relative to the manifest
+        "url": pa.string(),  # relative to the manifest, or absolute
         "num_samples": pa.int64(),
         "nbytes": pa.int64(),
         "sha256": pa.string(),
@@ -75,6 +75,9 @@ def read_table(path: Path, row_group: int) -> ShardTable:
         table = pyarrow.parquet.ParquetFile(path).read_row_group(row_group, columns=columns).combine_chunks()
     except (OSError, pa.ArrowException, IndexError) as error:
         raise RuntimeError(f"{str(path)!r} cannot be read: {error}; restore it or pack the data again") from error
+    missing = [name for name in columns if name not in table.column_names]
+    if missing:
+        raise RuntimeError(f"{str(path)!r} lacks the column {', '.join(missing)}; pack or index the data again")
     lists = {name: table[name].chunk(0) for name in IMAGE_COLUMNS}
     images: dict[str, Any] = {name: column.flatten().to_numpy().astype(np.int64) for name, column in lists.items()}
     start = lists["uid"].offsets.to_numpy().astype(np.int64)

@@ -1,0 +1,118 @@
+"""Commands about data that is packed already, or lies in tars made elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster.answers import Json, print_result
+
+commands = typer.Typer()
+Shards = Annotated[Path, typer.Argument(metavar="SHARDS", help="A folder with a manifest, from `pack` or `index`.")]
+SHOWN = 20
+
+
+@commands.command()
+def index(
+    tars: Annotated[
+        list[str],
+        typer.Argument(metavar="TARS...", help="Paths, folders, globs, ranges like '{000..123}', or URLs; quote them."),
+    ],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the manifest goes; default: beside the tars.")] = None,
+    kind: Annotated[str | None, typer.Option(help="labelled, pair, labelled_pair or triplet; default: by the members.")] = None,
+    salvage: Annotated[bool, typer.Option("--salvage", help="Keep what lies before the damage in a damaged tar.")] = False,
+    keys_per_tar: Annotated[
+        bool, typer.Option("--keys-per-tar", help="Put the tar's name before each key, where tars repeat keys.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Make a manifest for webdataset tars made elsewhere, so that training can stream them as they are.
+
+    Example: nearfar index 'imagenet/train-{0000..1281}.tar' --workers 8
+    """
+    from cluster.progress import bar, say
+    from pipelines.index import REJECTED
+    from pipelines.index import index as make_index
+    from pipelines.processes import when_slow
+    from pipelines.tar_urls import expand_tars
+
+    urls = expand_tars(tars)
+    with bar("indexing", "tars") as report:
+        summary = make_index(
+            urls,
+            out=out,
+            kind=kind,
+            salvage=salvage,
+            keys_per_tar=keys_per_tar,
+            map=when_slow(workers),
+            progress=report,
+        )
+    for one in [*summary.damaged, *summary.rejected][:SHOWN]:
+        say(f"left out: {one.shard} {one.key or '(the rest)'} at byte {one.offset}: {one.reason}")
+    if len(summary.rejected) > SHOWN:
+        say(f"... and {len(summary.rejected) - SHOWN} more in {summary.out / REJECTED}")
+    if summary.passed:
+        say("not looked into: " + ", ".join(f"{count} {what}" for what, count in summary.passed.most_common(8)))
+    if summary.kind == "labelled" and summary.longest_run == 1:
+        say("no class has two images in a row: for data.per_class make shards of these tars with `nearfar pack`")
+    text = (
+        f"{summary.out}: {summary.records} {summary.kind} records, {summary.images} images, {summary.classes} classes, "
+        f"{summary.shards} tars; {len(summary.rejected)} records left out"
+    )
+    print_result(summary.as_dict(), as_json=as_json, text=text)
+
+
+@commands.command()
+def verify(shards: Shards, workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 2, as_json: Json = False) -> None:
+    """Read and decode everything and compare it with the manifest; list what is bad; exit 1 when anything is.
+
+    Example: nearfar verify shards/emoji/train --workers 8
+    """
+    from cluster.progress import bar
+    from pipelines.processes import when_slow
+    from pipelines.verify import verify as verify_all
+
+    with bar("verifying", "shards") as report:
+        verdict = verify_all(shards, map=when_slow(workers), progress=report)
+    lines = [f"{one.shard} {one.key} at byte {one.offset}: {one.reason}".replace("  ", " ") for one in verdict.faults]
+    read = f"{verdict.images} images decoded, {verdict.nbytes} bytes in {verdict.shards} shards"
+    known = f", {verdict.num_bad} records known to be bad" if verdict.num_bad else ""
+    lines.append(f"{shards}: {verdict.records} records, {read}{known}; " + (f"{len(lines)} faults" if lines else "all good"))
+    print_result({"good": not verdict.faults, **asdict(verdict)}, as_json=as_json, text="\n".join(lines))
+    if verdict.faults:
+        sys.exit(1)
+
+
+@commands.command()
+def inspect(
+    shards: Shards,
+    sheet: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw records as training sees them.")] = None,
+    config: Annotated[Path | None, typer.Option(help="For the sheet: whose data section and seed to use.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Count records, classes, sizes and formats; draw a contact sheet of what training sees.
+
+    Example: nearfar inspect shards/emoji/train --sheet sheet.png --config configs/recipes/emoji.yaml
+    """
+    from cluster.inspection import describe
+    from pipelines.inspect import inspect as look
+    from pipelines.manifest import Manifest
+
+    if config is not None and sheet is None:
+        raise ValueError("--config is for the sheet: give --sheet FILE.png, too")
+    manifest = Manifest.open(shards)
+    contents = look(manifest)
+    found, text = contents.as_dict(), describe(contents)
+    if sheet is not None:
+        from configs.load import load_config
+        from pipelines.sheet import draw_sheet
+
+        loaded = load_config(config) if config is not None else None
+        rows = draw_sheet(manifest, sheet, data=loaded.data if loaded else None, seed=loaded.seed if loaded else 0)
+        found["sheet"], text = str(sheet), f"{text}\nsheet      {sheet}, {rows} rows"
+    print_result(found, as_json=as_json, text=text)

@@ -1,0 +1,129 @@
+"""A contact sheet of a data set's records as training sees them: cropped, augmented and masked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from configs.schema import Data
+from pipelines.augment import apply
+from pipelines.batch import Batch
+from pipelines.manifest import Manifest
+from pipelines.records import member_names
+from pipelines.stream import Loader, units_per_epoch
+from pipelines.tar import printable
+
+ROWS, COLUMNS = 12, 8
+THUMB = 112  # pixels, or a multiple of the image size near to it
+GAP, CAPTION, MARGIN = 10, 16, 190
+INK, PALE, MASKED = "#20242b", "#6b7280", "#d9dce1"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A class or a record, and the rows of the batch that belong to it, with what to write below each."""
+
+    title: str
+    note: str
+    images: list[int]
+    captions: list[str]
+
+
+def draw_sheet(manifest: Manifest, file: Path, *, data: Data | None = None, seed: int = 0) -> int:
+    """Write a PNG with the first batch of the training stream, one class or record a row; returns the number of rows.
+
+    `data` as in a config, of which crops, augmentation and per_class count; by default whole images, not augmented.
+    Raises ValueError when `file` is no .png or the data cannot make such batches.
+    """
+    if file.suffix.lower() != ".png":
+        raise ValueError(f"--sheet writes a .png, got {str(file)!r}")
+    data = _small(manifest, data or _plain(manifest))
+    with Loader(manifest, data, seed=seed) as loader:
+        batch = next(loader)
+    pixels = (apply(batch.images, batch.draws, data.augment) * 255).round().to(torch.uint8)
+    rows = list(_rows(manifest, batch, data.per_class))[:ROWS]
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        _paint(rows, pixels.permute(0, 2, 3, 1).numpy(), batch.valid.tolist()).save(temporary, "PNG")
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return len(rows)
+
+
+def _plain(manifest: Manifest) -> Data:
+    longest = int(manifest.runs.length.max(initial=0)) if manifest.kind == "labelled" else 0
+    return Data(train=str(manifest.path), image_size=THUMB, per_class=min(longest, COLUMNS) if longest > 1 else None)
+
+
+def _small(manifest: Manifest, data: Data) -> Data:
+    """The same data in batches that just fill a sheet."""
+    rows = data.per_class or 1
+    wanted = ROWS * COLUMNS if manifest.kind == "labelled" and data.per_class is None else ROWS
+    there = units_per_epoch(manifest, data.model_copy(update={"batch": 2 * rows}))
+    return data.model_copy(update={"batch": rows * min(wanted, there), "max_bad_fraction": 1.0})
+
+
+def _rows(manifest: Manifest, batch: Batch, per_class: int | None) -> Iterator[Row]:
+    samples = [(shard, row) for _, shard, row in batch.sample.tolist()]
+    keys = [printable(manifest.keys(shard)[row]) for shard, row in samples]
+    if manifest.kind == "labelled":
+        # A unit of K rows, which may be one of several of its class; else all rows of a class.
+        unit = (torch.arange(batch.num_images) // per_class).tolist() if per_class else batch.group.tolist()
+        for number in dict.fromkeys(unit):
+            images = [index for index, own in enumerate(unit) if own == number][:COLUMNS]
+            group = int(batch.group[images[0]])
+            count = manifest.class_counts[group]
+            note = f"{count} images" if count > 1 else "1 image"
+            yield Row(printable(manifest.class_names[group]), note, images, [keys[index] for index in images])
+        return
+    for number, (shard, row) in enumerate(samples):
+        images = torch.nonzero(batch.record == number).flatten().tolist()
+        about = [f"match {int(batch.match[number])}"] if batch.match is not None else []
+        about += [f"weight {float(batch.weight[number]):g}"] if batch.weight is not None else []
+        label = manifest.column(shard, "label")[row]
+        about += [f"group {printable(label)}"] if label is not None else []
+        yield Row(keys[number], ", ".join(about), images, member_names(manifest.kind, len(images)))
+
+
+def _paint(rows: list[Row], pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], valid: list[bool]) -> Image.Image:
+    """pixels: [n, S, S, 3]"""
+    side = pixels.shape[1]
+    thumb = side * max(1, round(THUMB / side)) if side < 2 * THUMB else 2 * THUMB
+    step, rise = thumb + GAP, thumb + GAP + CAPTION
+    columns = max(len(row.images) for row in rows)
+    canvas = Image.new("RGB", (MARGIN + columns * step + GAP, GAP + len(rows) * rise), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
+    for number, row in enumerate(rows):
+        top = GAP + number * rise
+        draw.text((GAP, top), _fit(draw, row.title, MARGIN - 2 * GAP), INK, font)
+        draw.text((GAP, top + CAPTION), _fit(draw, row.note, MARGIN - 2 * GAP), PALE, font)
+        for column, (index, caption) in enumerate(zip(row.images, row.captions, strict=True)):
+            left = MARGIN + column * step
+            # Pixels are shown as they are where they are few, so that nothing looks smoother than it is.
+            image = Image.fromarray(pixels[index]).resize((thumb, thumb), 0 if thumb >= side else Image.Resampling.LANCZOS)
+            if not valid[index]:
+                image.paste(MASKED, (0, 0, thumb, thumb))
+                caption = "masked"
+            canvas.paste(image, (left, top))
+            draw.text((left, top + thumb + 1), _fit(draw, caption, thumb), PALE, font)
+    return canvas
+
+
+def _fit(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
+    """Shortened in the middle, because keys differ at their ends."""
+    font = ImageFont.load_default(12)
+    keep = len(text)
+    while keep > 2 and draw.textlength(_shorten(text, keep), font) > width:
+        keep -= 1
+    return _shorten(text, keep)
+
+
+def _shorten(text: str, keep: int) -> str:
+    return text if keep >= len(text) else f"{text[: keep // 2]}\u2026{text[len(text) - (keep - keep // 2) :]}"
