@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from pipelines.hashing import Int64s
 
 LONGEST_BLOCK = 4096
-NEAR = 1e-5  # relative: 0.33333 counts as a third
+NEAR = 2e-4  # relative: 0.3333 counts as a third
 
 
 class Quotas:
