@@ -118,7 +118,7 @@ class Manifest:
     def runs(self) -> Runs:
         """Runs of one class. Only labelled data has them."""
         table = pyarrow.parquet.read_table(self.path / "runs.parquet")
-        return Runs(*(table[name].to_numpy().astype(np.int64) for name in ("shard", "start", "length")))
+        return Runs(*(table[name].to_numpy().astype(np.int64, copy=False) for name in ("shard", "start", "length")))
 
     @cached_property
     def classes(self) -> Classes:

@@ -142,8 +142,8 @@ def test_threads_ranks_and_restarts_change_nothing(mixed: Mixture, options: dict
     assert set(shares) == {6}  # three quarters of 8, in every batch
 
 
-def test_an_image_is_not_changed_alike_in_two_sources(mixed: Mixture) -> None:
-    batches = take(mixed, settings(batch=40), 3)
+def test_an_image_is_not_changed_alike_in_two_sources(many_shards: Manifest) -> None:
+    batches = take(mix([many_shards, many_shards], {}, {}), settings(batch=40), 2)
     draws: dict[int, list[torch.Tensor]] = {}
     for batch in batches:
         for uid, epoch, drawn in zip(batch.uid.tolist(), batch.sample[:, 0].tolist(), batch.draws, strict=True):
