@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -16,7 +16,9 @@ from cluster.promotion import check_model_name
 from cluster.store import tracking_uri
 from cluster.worker import objective_for
 from configs.schema import RunConfig
+from pipelines.growth import History
 from pipelines.manifest import Manifest
+from pipelines.mixture import class_shares, open_sources
 from pipelines.stream import Loader, units_per_epoch
 from trainer import metrics
 from trainer.backward import compare
@@ -40,13 +42,13 @@ class Facts:
         return asdict(self)
 
 
-def check(config: RunConfig) -> Facts:
-    """Try all of a config that needs no worker.
+def check(config: RunConfig, histories: Sequence[History] | None = None) -> Facts:
+    """Try all of a config that needs no worker. `histories`: of the data of a run that goes on.
 
     Raises ValueError (or RuntimeError for what this machine lacks) that names the setting and the remedy.
     """
-    manifest = _open("data.train", config.data.train)
-    per_epoch = _check_data(config, manifest)
+    manifest = open_training(config)
+    per_epoch = _check_data(config, manifest, histories)
     steps = number_of_steps(config, per_epoch)
     if config.optim.warmup_steps >= steps:
         raise ValueError(f"optim.warmup_steps {config.optim.warmup_steps} leaves nothing of {steps} steps; lower it")
@@ -79,23 +81,23 @@ def number_of_steps(config: RunConfig, per_epoch: int) -> int:
     return max(1, math.ceil(config.train.epochs * per_epoch / (config.data.batch // (config.data.per_class or 1))))
 
 
-def _open(key: str, path: str) -> Manifest:
+def open_training(config: RunConfig) -> Manifest:
+    """The data to train on. Raises ValueError that names the setting."""
     try:
-        return Manifest.open(path)
+        return open_sources(config.data.train)
     except (ValueError, OSError) as error:
-        raise ValueError(f"{key}: {error}") from error
+        raise ValueError(f"data.train: {error}") from error
 
 
-def _check_data(config: RunConfig, manifest: Manifest) -> int:
-    per_epoch = units_per_epoch(manifest, config.data)
+def _check_data(config: RunConfig, manifest: Manifest, histories: Sequence[History] | None) -> int:
+    per_epoch = units_per_epoch(manifest, config.data, histories)
     views = [part.options.get(key) for part in config.loss for key in ("queries", "candidates")]
     if manifest.kind == "labelled" and config.data.per_class is None:
         if "other_view" in views or "anchors" in views:
             raise ValueError(
                 "loss: anchors and other_view need pairs, triplets or data.per_class; labelled images have one view"
             )
-        counts = manifest.classes.counts.astype(np.float64)
-        expected = (config.data.batch - 1) * float(((counts / counts.sum()) ** 2).sum())
+        expected = (config.data.batch - 1) * float((class_shares(manifest) ** 2).sum())
         if expected < 1:
             raise ValueError(
                 f"data.per_class: not set, so an image meets on average only {expected:.2g} others of its class in a batch "
@@ -107,7 +109,10 @@ def _check_data(config: RunConfig, manifest: Manifest) -> int:
 def _check_eval(config: RunConfig, train: Manifest) -> int:
     if config.data.eval is None:
         return 0
-    manifest = _open("data.eval", config.data.eval)
+    try:
+        manifest = Manifest.open(config.data.eval)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"data.eval: {error}") from error
     if manifest.kind == "labelled" and int(manifest.classes.counts.max()) < 2:
         raise ValueError(f"data.eval: no class in {config.data.eval} has two images, so nothing can be found; add images")
     return manifest.num_samples

@@ -180,6 +180,7 @@ def train(
     config: Config,
     overrides: Set = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run of this name.")] = False,
+    accept_new_data: Annotated[bool, typer.Option("--accept-new-data", help="Resume on data that has grown.")] = False,
     local: Annotated[bool, typer.Option("--local", help="Processes of this machine, without Ray.")] = False,
     address: Annotated[str | None, typer.Option(metavar="URL", help="A running Ray cluster, e.g. ray://head:10001.")] = None,
     as_json: Json = False,
@@ -196,7 +197,7 @@ def train(
     from cluster.outcome import describe
     from cluster.run import train as run
 
-    result = run(loaded, local=local, address=address, resume=resume)
+    result = run(loaded, local=local, address=address, resume=resume, accept_new_data=accept_new_data)
     _print(result, as_json=as_json, text=describe(result))
 
 

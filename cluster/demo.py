@@ -20,6 +20,8 @@ from cluster.worker import Job
 from configs.load import load_config
 from configs.registry import resolve, suggest
 from configs.schema import RunConfig
+from pipelines.growth import begin
+from pipelines.mixture import open_sources
 
 WARM, TIMED = 4, 10  # steps before and while the clock runs
 # What is held out. Ten digits are too few classes to learn from seven what tells the other three apart.
@@ -94,7 +96,8 @@ def _seconds_a_step(config: RunConfig) -> float:
     run = RunFolder.of(timed)
     try:
         run.claim(timed)
-        job = Job(config=timed, run=run.path, steps=WARM + TIMED, launch_id=uuid.uuid4().hex[:8])
+        histories = begin(open_sources(timed.data.train))
+        job = Job(config=timed, run=run.path, steps=WARM + TIMED, histories=histories, launch_id=uuid.uuid4().hex[:8])
         launch.run(job, local=True)
         times = [row["time"] for row in read_lines(run.metrics)]
     finally:

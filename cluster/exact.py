@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cluster import context
 from cluster.worker import augmented, build_training
 from configs.schema import Data, RunConfig
-from pipelines.manifest import Manifest
+from pipelines.mixture import open_sources, parts_of
 from pipelines.stream import Loader, units_per_epoch
 from trainer import collectives
 from trainer.backward import backward, encode, pieces_of
@@ -99,9 +99,10 @@ def describe(found: Exactness) -> str:
 
 def _small(config: RunConfig) -> Data:
     """`config.data` with a small batch of an odd number of units, so that two ranks get uneven shares."""
-    data, manifest = config.data, Manifest.open(config.data.train)
+    data, manifest = config.data, open_sources(config.data.train)
     per_class = data.per_class
-    if manifest.kind == "labelled" and per_class is None and int(manifest.runs.length.max()) >= WORLD:
+    longest = [int(part.runs.length.max()) for part in parts_of(manifest)] if manifest.kind == "labelled" else [0]
+    if per_class is None and min(longest) >= WORLD:
         per_class = WORLD  # so few labelled images hardly ever share a class by chance
     per_unit = per_class or 1
     wanted = min(data.batch, MOST_RECORDS) // per_unit
@@ -113,7 +114,7 @@ def _small(config: RunConfig) -> Data:
 def _compute(config: RunConfig, rank: int, world: int) -> _Found:
     """Value and gradients on this process's share of the first batch, through the very parts that training uses."""
     torch.manual_seed(config.seed)
-    manifest = Manifest.open(config.data.train)
+    manifest = open_sources(config.data.train)
     training = build_training(config, manifest, torch.device("cpu"), torch.float64)
     encoder, objective = training.encoder.eval(), training.objective
     with Loader(manifest, config.data, seed=config.seed, rank=rank, world=world) as stream:

@@ -11,7 +11,7 @@ def absolute(config: RunConfig) -> RunConfig:
     """The config with every local path made absolute; URIs stay as they are."""
     data = config.data.model_copy(
         update={
-            "train": _absolute(config.data.train),
+            "train": tuple(s.model_copy(update={"path": _absolute(s.path)}) for s in config.data.train),
             "eval": None if config.data.eval is None else _absolute(config.data.eval),
         }
     )

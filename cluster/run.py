@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cluster import launch
-from cluster.check import Facts, check
+from cluster.check import Facts, check, open_training
 from cluster.context import device_of
 from cluster.outcome import conclude
 from cluster.paths import absolute
 from cluster.progress import following, say
+from cluster.resume import histories_of
 from cluster.runfolder import RunFolder
 from cluster.tracking import DatasetRef, Tracker, git_commit
 from cluster.worker import Job
@@ -25,11 +26,21 @@ class JobFailed(RuntimeError):
     """The run was accepted and then failed."""
 
 
-def train(config: RunConfig, *, local: bool = False, address: str | None = None, resume: bool = False) -> dict[str, Any]:
+def train(
+    config: RunConfig,
+    *,
+    local: bool = False,
+    address: str | None = None,
+    resume: bool = False,
+    accept_new_data: bool = False,
+) -> dict[str, Any]:
     """Train, export, register and report; returns what result.json holds.
 
+    `accept_new_data`: a run that is resumed goes on with what its data has grown by. Its number of steps stays.
     Raises ValueError or RuntimeError for what is refused at the start, JobFailed for what breaks afterwards.
     """
+    if accept_new_data and not resume:
+        raise ValueError("--accept-new-data goes with --resume: a new run takes all data there is")
     config = absolute(config)
     folder = RunFolder.of(config)
     folder.refuse(config, resume=resume)
@@ -39,11 +50,12 @@ def train(config: RunConfig, *, local: bool = False, address: str | None = None,
         return before
     if address is None and config.cluster.gpus_per_worker > 0:
         device_of(0, gpu=True)
-    facts = check(config)
+    histories = histories_of(config, folder, open_training(config), accept_new_data=accept_new_data)
+    facts = check(config, histories)
     tracker = _tracker(config, folder) if config.tracking.enabled else None
     folder.claim(config)
     started = time.time()
-    job = Job(config=config, run=folder.path, steps=facts.steps, launch_id=uuid.uuid4().hex[:8])
+    job = Job(config, folder.path, steps=facts.steps, histories=histories, launch_id=uuid.uuid4().hex[:8])
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         if tracker is not None:
@@ -73,7 +85,7 @@ def _tracker(config: RunConfig, folder: RunFolder) -> Tracker:
     commit = git_commit(Path.cwd())
     if commit is not None:
         tags["mlflow.source.git.commit"] = commit
-    datasets = [_dataset(config.data.train, "training")]
+    datasets = [_dataset(source.path, "training") for source in config.data.train]
     if config.data.eval is not None:
         datasets.append(_dataset(config.data.eval, "evaluation"))
     return Tracker(folder.path, config, tags=tags, datasets=datasets)

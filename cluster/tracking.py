@@ -222,8 +222,10 @@ def _dataset_input(data: DatasetRef) -> Any:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """`{"a": {"b": 1}}` -> `("a.b", "1")`, as MLflow's params are written."""
+    """`{"a": {"b": 1}}` -> `("a.b", "1")`, as MLflow's params are written; several sections have their numbers."""
     for key, value in tree.items():
+        if isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
+            value = {str(number): one for number, one in enumerate(value)}  # one param must not get too long for MLflow
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
         else:

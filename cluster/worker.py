@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from cluster.context import RankContext
+from cluster.resume import identity
 from cluster.runfolder import MetricsFile, RunFolder, append_line, refuse_changes, write_atomically
 from configs.errors import Unrecoverable
 from configs.schema import RunConfig
-from pipelines import augment
+from pipelines import augment, growth
 from pipelines.batch import Batch
 from pipelines.manifest import Manifest
+from pipelines.mixture import open_sources
 from pipelines.stream import Loader, evaluation_batches
 from trainer import collectives, state
 from trainer.encoders import build_encoder
@@ -39,6 +41,7 @@ class Job:
     config: RunConfig
     run: Path
     steps: int
+    histories: tuple[growth.History, ...]  # of the data: every worker and every restart reads what the driver saw
     launch_id: str  # one per start of the driver; restarts of the workers share it
 
 
@@ -75,12 +78,12 @@ def _train(context: RankContext, job: Job) -> None:
     first = context.rank == 0
     torch.manual_seed(config.seed)
     dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
-    manifest = Manifest.open(config.data.train)
+    manifest = open_sources(config.data.train)
+    growth.verify(job.histories, manifest)
     training = build_training(config, manifest, context.device, dtype)
-    identity = {**config.identity(), "digest": manifest.digest}
     saved = collectives.from_first(lambda: state.newest(folder.checkpoints))
     if saved is not None:
-        refuse_changes(f"{saved.path}", saved.identity, identity)  # the data too: a path may hold other shards than before
+        refuse_changes(str(saved.path), saved.identity, identity(config))
         state.restore(saved, training)
     else:
         own = sharded_parameters(training.objective)  # drawn alike on any number of ranks, each its rows
@@ -95,7 +98,15 @@ def _train(context: RankContext, job: Job) -> None:
     def save(step: int, position: int) -> None:
         taken = state.snapshot(training)
         if first:
-            state.save(folder.checkpoints, taken, step=step, position=position, identity=identity, keep=config.train.keep)
+            state.save(
+                folder.checkpoints,
+                taken,
+                step=step,
+                position=position,
+                identity=identity(config),
+                keep=config.train.keep,
+                sources=[history.as_dict() for history in job.histories],
+            )
 
     hooks = Hooks(
         prepare=augmented(config, dtype),
@@ -110,6 +121,7 @@ def _train(context: RankContext, job: Job) -> None:
         rank=context.rank,
         world=context.world,
         position=position,
+        histories=job.histories,
         on_bad=functools.partial(append_line, folder.quarantine),
     ) as stream:
         fit(config, training, stream, hooks, start=start, steps=job.steps)

@@ -50,10 +50,20 @@ class Augment(Section):
         return crop
 
 
+class Source(Section):
+    """A data set to train on, and its share where there are several."""
+
+    path: Annotated[str, Field(min_length=1)]
+    weight: Positive = Field(1.0, description="share of the records (K-row units) of a batch, relative to the other sources")
+    namespace: Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")] | None = Field(
+        None, description="sources with the same one share classes and groups; without, a source shares them with no other"
+    )
+
+
 class Data(Section):
     """Where images come from and how a batch is made of them."""
 
-    train: Annotated[str, Field(min_length=1)]
+    train: Annotated[tuple[Source, ...], Field(min_length=1, max_length=1024)]  # written as one path, or as a list
     eval: str | None = None
     image_size: Annotated[int, Field(ge=8, le=2048)] = 224
     resize: Literal["crop", "pad", "squash"] = Field(
@@ -70,6 +80,17 @@ class Data(Section):
     max_bad_fraction: Fraction = Field(0.001, description="unreadable share of the samples seen, above which the run stops")
     max_pixels: Annotated[int, Field(ge=1)] = Field(100_000_000, description="larger images are refused before decoding")
 
+    @field_validator("train", mode="before")
+    @classmethod
+    def _one_or_more(cls, train: Any) -> Any:
+        several = train if isinstance(train, (list, tuple)) else [train]
+        return [{"path": one} if isinstance(one, str) else one for one in several]
+
+    @field_serializer("train")
+    def _plainly(self, train: tuple[Source, ...]) -> Any:
+        alone = len(train) == 1 and train[0].namespace is None
+        return train[0].path if alone else [source.model_dump(mode="json") for source in train]
+
 
 class Optim(Section):
     name: str = "adamw"
@@ -84,7 +105,10 @@ class Optim(Section):
 
 class Train(Section):
     steps: Annotated[int, Field(ge=1)] | None = None
-    epochs: Positive | None = None
+    epochs: Positive | None = Field(
+        None,
+        description="in place of steps; an epoch is as many records (units) as all sources hold together when the run starts",
+    )
     micro_batch: Annotated[int, Field(ge=1)] | None = Field(None, description="records encoded at once (gradient cache)")
     reproducible: Literal[False] = Field(False, description="bit-equal curves at any world size; not available yet")
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
@@ -172,6 +196,8 @@ class RunConfig(Section):
         for section, names in _PACE.items():
             for name in names:
                 del tree[section][name]
+        total = sum(source.weight for source in self.data.train)  # where the sources lie decides nothing
+        tree["data"]["train"] = [{"share": s.weight / total, "namespace": s.namespace} for s in self.data.train]
         return tree
 
 

@@ -60,6 +60,7 @@ class Manifest:
         self.weighted: bool = about["weighted"]  # whether any record has a weight other than 1
         self.sizes: Int64s = shards["num_samples"].to_numpy().astype(np.int64)
         self.starts: Int64s = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
+        self.numbers: Int64s = self.starts[:-1]  # of each shard's first record, for what is drawn for a record
         self.nbytes: Int64s = shards["nbytes"].to_numpy().astype(np.int64)
         self._shards = shards
         self._tables: OrderedDict[int, ShardTable] = OrderedDict()
@@ -97,7 +98,7 @@ class Manifest:
             if shard in self._tables:
                 self._tables.move_to_end(shard)
                 return self._tables[shard]
-        table = read_table(*self._samples_at(shard))
+        table = self._read_table(shard)
         with self._lock:
             if shard not in self._tables:
                 self._tables[shard] = table
@@ -105,6 +106,10 @@ class Manifest:
             while self._cached_images > CACHED_IMAGES and len(self._tables) > 1:
                 self._cached_images -= len(self._tables.popitem(last=False)[1].uid)
         return table
+
+    def digest_of_first(self, num_shards: int) -> str:
+        """What `digest` would be if the data set ended after so many shards."""
+        return digest_of(self.kind, self._shards.slice(0, num_shards))
 
     def keys(self, shard: int) -> list[str]:
         """The key of every record of a shard."""
@@ -127,7 +132,7 @@ class Manifest:
     def runs(self) -> Runs:
         """Runs of one class. Only labelled data has them."""
         table = pyarrow.parquet.read_table(self.path / "runs.parquet")
-        return Runs(*(table[name].to_numpy().astype(np.int64) for name in ("shard", "start", "length")))
+        return Runs(*(table[name].to_numpy().astype(np.int64, copy=False) for name in ("shard", "start", "length")))
 
     @cached_property
     def classes(self) -> Classes:
@@ -146,6 +151,9 @@ class Manifest:
     def class_counts(self) -> dict[int, int]:
         """group -> number of images."""
         return dict(zip(self.classes.groups.tolist(), self.classes.counts.tolist(), strict=True))
+
+    def _read_table(self, shard: int) -> ShardTable:
+        return read_table(*self._samples_at(shard))
 
     def _samples_at(self, shard: int) -> tuple[Path, int]:
         return self.path / self._shards["samples"][shard].as_py(), int(self._shards["row_group"][shard].as_py())

@@ -42,10 +42,14 @@ class Order:
 
         The batch is sorted by (epoch, lane, place in the lane) before it is cut, so that a rank reads few places.
         """
+        return self.part(position, batch, batch * rank // world, batch * (rank + 1) // world)
+
+    def part(self, position: int, batch: int, first: int, last: int) -> tuple[Int64s, Int64s, Int64s]:
+        """(epoch, shard, row): elements [first, last) of the sorted batch of `slice`."""
         positions = np.arange(position, position + batch, dtype=np.int64)
         epoch, place = np.divmod(positions, self.num_samples)
         offset, lane = np.divmod(place, self.lanes)
-        mine = np.lexsort((offset, lane, epoch))[batch * rank // world : batch * (rank + 1) // world]
+        mine = np.lexsort((offset, lane, epoch))[first:last]
         epoch, lane, offset = epoch[mine], lane[mine], offset[mine]
         return epoch, *self._locate(epoch, self._shuffle(epoch, lane, offset))
 

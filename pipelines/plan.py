@@ -58,7 +58,7 @@ def plan_records(manifest: Manifest, epoch: Int64s, shard: Int64s, row: Int64s, 
             field[here] = getattr(table, name)[image[here]]
     drawn = np.zeros((len(record), NUM_DRAWS), np.float32)
     if seed is not None:
-        drawn = draws(seed, epoch[record], fields["uid"], (manifest.starts[shard] + row)[record], fields["view"])
+        drawn = draws(seed, epoch[record], fields["uid"], (manifest.numbers[shard] + row)[record], fields["view"])
     return Plan(
         shard=shard[record],
         row=row[record],
@@ -84,7 +84,7 @@ def plan_units(manifest: Manifest, epoch: Int64s, shard: Int64s, rows: Int64s, v
         plan,
         view=view,
         present=plan.present & valid.reshape(-1),
-        draws=draws(seed, np.repeat(epoch, per_class), plan.uid, manifest.starts[plan.shard] + plan.row, view),
+        draws=draws(seed, np.repeat(epoch, per_class), plan.uid, manifest.numbers[plan.shard] + plan.row, view),
     )
 
 

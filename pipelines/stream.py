@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
 
@@ -12,11 +12,13 @@ import numpy as np
 from configs.schema import Augment, Data
 from pipelines.batch import Batch
 from pipelines.fill import Filler
+from pipelines.growth import History, begin, unit_sizes, weights_of
 from pipelines.manifest import Manifest
-from pipelines.order import Order
+from pipelines.mixed_order import MixedOrder
+from pipelines.mixture import parts_of
 from pipelines.plan import Plan, mask_padding, plan_records, plan_units
+from pipelines.quotas import Quotas
 from pipelines.tally import OnBad, Tally
-from pipelines.units import Units
 
 
 class Loader:
@@ -24,7 +26,8 @@ class Loader:
 
     Batch t of the stream is the positions [t * units, (t + 1) * units), whatever the world size; a position counts records,
     or units of K rows with `data.per_class`. `position` is where the next batch begins that `next` has not returned yet:
-    it is all that a checkpoint needs. `wait_s`, `images` and `bad` count what happened so far.
+    with the `histories` of data that has grown it is all that a checkpoint needs. `wait_s`, `images` and `bad` count what
+    happened so far.
     """
 
     def __init__(
@@ -36,18 +39,22 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         position: int = 0,
+        histories: Sequence[History] | None = None,
         on_bad: OnBad | None = None,
     ) -> None:
-        """Raises ValueError when the data cannot make such batches."""
-        units_per_epoch(manifest, data)  # refuses what is impossible
+        """`histories` of the sources; by default all that they hold, from the start.
+
+        Raises ValueError when the data cannot make such batches.
+        """
+        histories = begin(manifest) if histories is None else histories
+        units_per_epoch(manifest, data, histories)  # refuses what is impossible
         self.units_per_batch = data.batch // (data.per_class or 1)
         if not 0 <= rank < world <= self.units_per_batch:
             raise ValueError(f"rank {rank} of {world} workers cannot have a share of {self.units_per_batch} units a batch")
         self.position = position
         self._manifest, self._seed, self._rank, self._world = manifest, seed, rank, world
-        self._units = _units(manifest, data, seed)
-        sizes = manifest.sizes if self._units is None else self._units.sizes
-        self._order = Order(sizes, seed=seed, lanes=data.lanes, window=data.window)
+        self._units = data.per_class is not None
+        self._order = MixedOrder(manifest, data, seed=seed, histories=histories)
         self._tally = Tally(manifest, data.max_bad_fraction, on_bad)
         starts = itertools.count(position, self.units_per_batch)
         self._filler = Filler(manifest, data, data.augment, (self._planner(start) for start in starts))
@@ -87,11 +94,10 @@ class Loader:
 
     def _planner(self, start: int) -> Callable[[], Plan]:
         # The order is asked here, in the consumer's thread: it is fast, and not made for several threads.
-        epoch, shard, row = self._order.slice(start, self.units_per_batch, self._rank, self._world)
-        if self._units is None:
-            return partial(plan_records, self._manifest, epoch, shard, row, seed=self._seed)
-        rows, valid = self._units.rows(epoch, shard, row)
-        return partial(plan_units, self._manifest, epoch, shard, rows, valid, seed=self._seed)
+        slots = self._order.slice(start, self.units_per_batch, self._rank, self._world)
+        if self._units:
+            return partial(plan_units, self._manifest, slots.epoch, slots.shard, slots.rows, slots.valid, seed=self._seed)
+        return partial(plan_records, self._manifest, slots.epoch, slots.shard, slots.rows[:, 0], seed=self._seed)
 
 
 def evaluation_batches(
@@ -115,44 +121,50 @@ def evaluation_batches(
         filler.close()
 
 
-def units_per_epoch(manifest: Manifest, data: Data) -> int:
-    """How many positions of the stream make an epoch: records, or units of K rows.
+def units_per_epoch(manifest: Manifest, data: Data, histories: Sequence[History] | None = None) -> int:
+    """How many positions of the stream make an epoch: records, or units of K rows, of all sources as the run found them.
 
     Raises ValueError when batches as `data` wants them cannot be made.
     """
     if manifest.kind == "labelled" and manifest.num_classes < 2:
         raise ValueError(f"{str(manifest.path)!r} has {manifest.num_classes} class; telling classes apart takes at least 2")
-    if data.per_class is None:
-        _require_enough(manifest, data.batch, manifest.num_samples, "records", "data.batch")
-        return manifest.num_samples
-    if manifest.kind != "labelled":
-        raise ValueError(f"data.per_class is for labelled data, but {str(manifest.path)!r} is of kind {manifest.kind!r}")
-    longest = int(manifest.runs.length.max())
-    if data.per_class > longest:
+    histories = begin(manifest) if histories is None else histories
+    batch = data.batch // (data.per_class or 1)
+    shares = Quotas(weights_of(manifest)).most(batch).tolist()
+    total = 0
+    for part, history, wanted in zip(parts_of(manifest), histories, shares, strict=True):
+        if data.per_class is not None:
+            _require_runs(part, data.per_class)
+        there = int(unit_sizes(part, data)[: history.stages[0].num_shards].sum())
+        _require_enough(part, data, wanted, there, batch)
+        total += there
+    return total
+
+
+def _require_runs(part: Manifest, per_class: int) -> None:
+    if part.kind != "labelled":
+        raise ValueError(f"data.per_class is for labelled data, but {str(part.path)!r} is of kind {part.kind!r}")
+    longest = int(part.runs.length.max())
+    if per_class > longest:
         raise ValueError(
-            f"data.per_class {data.per_class} is more than the longest run of one class in {str(manifest.path)!r}, {longest} "
+            f"data.per_class {per_class} is more than the longest run of one class in {str(part.path)!r}, {longest} "
             "images; lower it, or pack with longer runs"
         )
-    units = _units(manifest, data, seed=0)
-    assert units is not None
-    per_epoch = int(units.sizes.sum())
-    _require_enough(
-        manifest, data.batch // data.per_class, per_epoch, f"runs of {data.per_class}", "data.batch / data.per_class"
+
+
+def _require_enough(part: Manifest, data: Data, wanted: int, there: int, batch: int) -> None:
+    """A batch must not hold anything twice."""
+    if wanted <= there:
+        return
+    what = "records" if data.per_class is None else f"runs of {data.per_class}"
+    setting = "data.batch" if data.per_class is None else "data.batch / data.per_class"
+    where = f"the {there} {what} of {str(part.path)!r}"
+    if wanted == batch:
+        raise ValueError(f"{setting} = {batch} is more than {where}; lower data.batch or add data")
+    raise ValueError(
+        f"{setting} = {batch} takes up to {wanted} from one source, more than {where}; "
+        "lower data.batch or the weight, or add data"
     )
-    return per_epoch
-
-
-def _units(manifest: Manifest, data: Data, seed: int) -> Units | None:
-    if data.per_class is None:
-        return None
-    return Units(manifest.runs, len(manifest.sizes), per_class=data.per_class, tail=data.tail, seed=seed)
-
-
-def _require_enough(manifest: Manifest, wanted: int, there: int, what: str, setting: str) -> None:
-    if wanted > there:
-        raise ValueError(
-            f"{setting} = {wanted} is more than the {there} {what} of {str(manifest.path)!r}; lower data.batch or add data"
-        )
 
 
 def _plan_pass(manifest: Manifest, start: int, batch: int) -> Plan:

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ class Saved:
     step: int
     position: int
     identity: Mapping[str, Any]  # the settings that decide what a run computes
+    sources: Sequence[Mapping[str, Any]] = ()  # the data that the stream was made of
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,16 @@ def snapshot(training: Training) -> Snapshot:
     return Snapshot(modules, whole_optimizer(training.optimizer, training.objective))
 
 
-def save(folder: Path, taken: Snapshot, *, step: int, position: int, identity: Mapping[str, Any], keep: int) -> Path:
+def save(
+    folder: Path,
+    taken: Snapshot,
+    *,
+    step: int,
+    position: int,
+    identity: Mapping[str, Any],
+    keep: int,
+    sources: Sequence[Mapping[str, Any]] = (),
+) -> Path:
     """Write `folder`/step-N and drop all but the newest `keep`. One rank calls it.
 
     Raises RuntimeError when the disk is full; the checkpoints that were there stay.
@@ -86,7 +96,8 @@ def save(folder: Path, taken: Snapshot, *, step: int, position: int, identity: M
             save_file(tensors, temporary / f"{name}.safetensors")
         torch.save(taken.optimizer, temporary / "optimizer.pt")
         files = {path.name: _checksum(path) for path in sorted(temporary.iterdir())}
-        about = {"version": VERSION, "step": step, "position": position, "identity": identity, "files": files}
+        about = {"version": VERSION, "step": step, "position": position, "identity": identity}
+        about |= {"sources": list(sources), "files": files}
         (temporary / "state.json").write_text(json.dumps(about, indent=1))
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
@@ -126,7 +137,7 @@ def read(path: Path) -> Saved:
             raise ValueError(f"{path}: {name} is missing")
         if _checksum(file) != checksum:
             raise ValueError(f"{path}: {name} is damaged (its checksum differs)")
-    return Saved(path, state["step"], state["position"], state["identity"])
+    return Saved(path, state["step"], state["position"], state["identity"], state.get("sources", ()))
 
 
 def restore(saved: Saved, training: Training) -> None:

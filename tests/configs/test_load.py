@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from configs.load import dump_config, load_config, parse_config
 from configs.registry import PARTS, checked_options, resolve
@@ -99,3 +102,38 @@ def test_options_of_a_part_are_checked_against_its_signature() -> None:
         assert message in str(caught.value)
     with pytest.raises(ValueError, match="did you mean 'info_nce'"):
         resolve("loss", "infonce")
+
+
+def test_data_to_train_on_is_one_path_or_several_with_shares(good: Path) -> None:
+    one = load_config(good)
+    assert [(s.path, s.weight, s.namespace) for s in one.data.train] == [("shards/train", 1.0, None)]
+    assert "train: shards/train" in dump_config(one)
+    listed = load_config(good, ["data.train=[a, {path: b, weight: 3}]", "data.train.1.namespace=birds"])
+    assert [(s.path, s.weight, s.namespace) for s in listed.data.train] == [("a", 1.0, None), ("b", 3.0, "birds")]
+    assert parse_config(yaml.safe_load(dump_config(listed))) == listed
+
+
+def test_shares_and_namespaces_of_sources_decide_what_a_run_computes_but_not_where_they_lie(good: Path) -> None:
+    def identity(train: str) -> Any:
+        return load_config(good, [f"data.train={train}"]).identity()
+
+    assert identity("elsewhere") == identity("[{path: x, weight: 5}]") == load_config(good).identity()
+    assert identity("[a, b]") == identity("[{path: c, weight: 2}, {path: d, weight: 2}]")
+    assert identity("[a, {path: b, weight: 2}]") != identity("[a, b]")
+    assert identity("[a, {path: b, namespace: n}]") != identity("[a, b]")
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ("[]", "data.train: "),
+        ("5", "data.train.0: "),
+        ("[{path: a, weight: 0}]", "data.train.0.weight: Input should be greater than 0"),
+        ("[{path: a, wieght: 2}]", "data.train.0.wieght: unknown setting; did you mean 'weight'?"),
+        ("[a, {weight: 2}]", "data.train.1.path: required"),
+        ("[{path: a, namespace: ''}]", "data.train.0.namespace: "),
+    ],
+)
+def test_a_wrong_list_of_sources_is_explained(good: Path, train: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_config(good, [f"data.train={train}"])

@@ -131,6 +131,25 @@ def test_a_billion_samples_are_within_reach() -> None:
     assert shard.dtype == row.dtype == np.int64
 
 
+def test_ten_billion_samples_are_addressed_as_the_definition_says() -> None:
+    sizes = [10_000_000] * 999 + [10_000_017]  # positions and rows above 2**31, shards of different sizes
+    order = Order(sizes, seed=3, lanes=64, window=2048)
+    assert order.num_samples == 10_000_000_017
+    for position in (0, 2**31 + 5, 9_999_999_999, 10**10 + 16, 123 * 10**11 + 7):
+        epoch, _, _, shard, row = slow_sample(sizes, 3, 64, 2048, position)
+        assert rows_of(order, position, 1) == [(epoch, shard, row)]
+    parts = [rows_of(order, 7 * 10**10, 10_000, rank, 7) for rank in range(7)]
+    seen = [sample for part in parts for sample in part]
+    assert len(set(seen)) == 10_000
+    assert all(0 <= row < sizes[shard] for _, shard, row in seen)
+
+
+def test_a_part_of_a_batch_is_that_part() -> None:
+    order = Order([100, 50], seed=5, lanes=8, window=16)
+    whole = rows_of(order, 130, 40)
+    assert list(zip(*(part.tolist() for part in order.part(130, 40, 7, 33)), strict=True)) == whole[7:33]
+
+
 def test_nothing_to_order_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing to order"):
         Order([0, 0], seed=1)

@@ -60,6 +60,13 @@ def test_runs_are_cut_anew_every_epoch() -> None:
     assert one_epoch(units, 1) != one_epoch(make("pad", seed=4), 1)
 
 
+def test_later_shards_do_not_change_the_units_of_earlier_ones() -> None:
+    few = Units(Runs(*(RUNS[:3, i].copy() for i in range(3))), 1, per_class=2, tail="pad", seed=3)
+    assert few.sizes.tolist() == make("pad").sizes.tolist()[:1]
+    for epoch in range(3):
+        assert one_epoch(few, epoch) == [found for found in one_epoch(make("pad"), epoch) if found[0] == 0]
+
+
 def test_a_unit_does_not_depend_on_what_is_asked_with_it() -> None:
     units = make("pad")
     together, _ = units.rows(np.asarray([1, 1, 2]), np.asarray([0, 2, 2]), np.asarray([0, 4, 1]))

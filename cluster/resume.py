@@ -1,0 +1,47 @@
+"""What a run goes on from: the same settings, and the same data or, where that is accepted, data that has grown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cluster.runfolder import RunFolder, refuse_changes
+from configs.registry import resolve
+from configs.schema import RunConfig
+from pipelines import growth
+from pipelines.growth import History
+from pipelines.manifest import ORDER_VERSION, Manifest
+from trainer import state
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """All that decides what a run computes, but for the data itself."""
+    return {**config.identity(), "order_version": ORDER_VERSION}
+
+
+def histories_of(
+    config: RunConfig, folder: RunFolder, manifest: Manifest, *, accept_new_data: bool = False
+) -> tuple[History, ...]:
+    """Of every source, from the newest checkpoint on; of all that they hold where there is none yet.
+
+    Raises ValueError that says what is not as it was.
+    """
+    saved = state.newest(folder.checkpoints)
+    if saved is None:
+        return growth.begin(manifest)
+    refuse_changes(str(saved.path), saved.identity, identity(config))
+    before = [History.from_dict(source) for source in saved.sources]
+    after = growth.follow(before, manifest, config.data, saved.position, accept=accept_new_data)
+    _refuse_new_classes(config, before, after)
+    return after
+
+
+def _refuse_new_classes(config: RunConfig, before: Sequence[History], after: Sequence[History]) -> None:
+    """Raise ValueError when a loss has a centre for each class and now there are more of them."""
+    new = sum(late.num_classes - early.num_classes for early, late in zip(before, after, strict=True))
+    fixed = [part.name for part in config.loss if hasattr(resolve("loss", part.name), "set_classes")]
+    if new and fixed:
+        raise ValueError(
+            f"the new data brings {new} more classes, but loss {fixed[0]!r} has a centre for each class it began with; "
+            "start a new run with it, or go on with new images of the old classes only"
+        )
