@@ -45,7 +45,7 @@ def check(config: RunConfig) -> Facts:
 
     Raises ValueError (or RuntimeError for what this machine lacks) that names the setting and the remedy.
     """
-    manifest = _open("data.train", config.data.train)
+    manifest = _open("data.train", config.data.train, config.data.cache)
     per_epoch = _check_data(config, manifest)
     steps = number_of_steps(config, per_epoch)
     if config.optim.warmup_steps >= steps:
@@ -79,9 +79,9 @@ def number_of_steps(config: RunConfig, per_epoch: int) -> int:
     return max(1, math.ceil(config.train.epochs * per_epoch / (config.data.batch // (config.data.per_class or 1))))
 
 
-def _open(key: str, path: str) -> Manifest:
+def _open(key: str, path: str, cache: str | None) -> Manifest:
     try:
-        return Manifest.open(path)
+        return Manifest.open(path, cache=cache)
     except (ValueError, OSError) as error:
         raise ValueError(f"{key}: {error}") from error
 
@@ -107,7 +107,7 @@ def _check_data(config: RunConfig, manifest: Manifest) -> int:
 def _check_eval(config: RunConfig, train: Manifest) -> int:
     if config.data.eval is None:
         return 0
-    manifest = _open("data.eval", config.data.eval)
+    manifest = _open("data.eval", config.data.eval, config.data.cache)
     if manifest.kind == "labelled" and int(manifest.classes.counts.max()) < 2:
         raise ValueError(f"data.eval: no class in {config.data.eval} has two images, so nothing can be found; add images")
     return manifest.num_samples

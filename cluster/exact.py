@@ -99,7 +99,7 @@ def describe(found: Exactness) -> str:
 
 def _small(config: RunConfig) -> Data:
     """`config.data` with a small batch of an odd number of units, so that two ranks get uneven shares."""
-    data, manifest = config.data, Manifest.open(config.data.train)
+    data, manifest = config.data, Manifest.open(config.data.train, cache=config.data.cache)
     per_class = data.per_class
     if manifest.kind == "labelled" and per_class is None and int(manifest.runs.length.max()) >= WORLD:
         per_class = WORLD  # so few labelled images hardly ever share a class by chance
@@ -113,7 +113,7 @@ def _small(config: RunConfig) -> Data:
 def _compute(config: RunConfig, rank: int, world: int) -> _Found:
     """Value and gradients on this process's share of the first batch, through the very parts that training uses."""
     torch.manual_seed(config.seed)
-    manifest = Manifest.open(config.data.train)
+    manifest = Manifest.open(config.data.train, cache=config.data.cache)
     training = build_training(config, manifest, torch.device("cpu"), torch.float64)
     encoder, objective = training.encoder.eval(), training.objective
     with Loader(manifest, config.data, seed=config.seed, rank=rank, world=world) as stream:

@@ -75,7 +75,7 @@ def _train(context: RankContext, job: Job) -> None:
     first = context.rank == 0
     torch.manual_seed(config.seed)
     dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
-    manifest = Manifest.open(config.data.train)
+    manifest = Manifest.open(config.data.train, cache=config.data.cache)
     training = build_training(config, manifest, context.device, dtype)
     identity = {**config.identity(), "digest": manifest.digest}
     saved = collectives.from_first(lambda: state.newest(folder.checkpoints))
@@ -146,7 +146,7 @@ def evaluator(config: RunConfig, context: RankContext, dtype: torch.dtype) -> Ca
     """Metrics on `data.eval`, or nothing when there is no such set."""
     if config.data.eval is None:
         return None
-    manifest = Manifest.open(config.data.eval)
+    manifest = Manifest.open(config.data.eval, cache=config.data.cache)
 
     def run(encoder: nn.Module) -> dict[str, float]:
         batches = evaluation_batches(manifest, config.data, rank=context.rank, world=context.world, batch=EVALUATION_BATCH)

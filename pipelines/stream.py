@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import partial
 from types import TracebackType
 
@@ -48,7 +49,7 @@ class Loader:
         self._units = _units(manifest, data, seed)
         sizes = manifest.sizes if self._units is None else self._units.sizes
         self._order = Order(sizes, seed=seed, lanes=data.lanes, window=data.window)
-        self._tally = Tally(manifest, data.max_bad_fraction, on_bad)
+        self._tally = Tally(manifest, data, on_bad)
         starts = itertools.count(position, self.units_per_batch)
         self._filler = Filler(manifest, data, data.augment, (self._planner(start) for start in starts))
 
@@ -81,6 +82,11 @@ class Loader:
     def bad(self) -> int:
         return self._tally.bad
 
+    @property
+    def counts(self) -> dict[str, float]:
+        """What this rank did so far: bytes read and fetched, cache hits and misses (blocks), bad images, seconds waited."""
+        return {**asdict(self._filler.counts), "bad_images": self.bad, "wait_s": self.wait_s}
+
     def close(self) -> None:
         """Stop the threads; the loader cannot be used any more."""
         self._filler.close()
@@ -106,7 +112,7 @@ def evaluation_batches(
     starts = range(0, manifest.num_samples, world * batch)
     plans = (partial(_plan_pass, manifest, start + rank * batch, batch) for start in starts)
     filler = Filler(manifest, data, Augment(), plans)
-    tally = Tally(manifest, data.max_bad_fraction, on_bad)
+    tally = Tally(manifest, data, on_bad)
     try:
         for filled in filler:
             tally.count(filled)
@@ -121,16 +127,16 @@ def units_per_epoch(manifest: Manifest, data: Data) -> int:
     Raises ValueError when batches as `data` wants them cannot be made.
     """
     if manifest.kind == "labelled" and manifest.num_classes < 2:
-        raise ValueError(f"{str(manifest.path)!r} has {manifest.num_classes} class; telling classes apart takes at least 2")
+        raise ValueError(f"{manifest.location!r} has {manifest.num_classes} class; telling classes apart takes at least 2")
     if data.per_class is None:
         _require_enough(manifest, data.batch, manifest.num_samples, "records", "data.batch")
         return manifest.num_samples
     if manifest.kind != "labelled":
-        raise ValueError(f"data.per_class is for labelled data, but {str(manifest.path)!r} is of kind {manifest.kind!r}")
+        raise ValueError(f"data.per_class is for labelled data, but {manifest.location!r} is of kind {manifest.kind!r}")
     longest = int(manifest.runs.length.max())
     if data.per_class > longest:
         raise ValueError(
-            f"data.per_class {data.per_class} is more than the longest run of one class in {str(manifest.path)!r}, {longest} "
+            f"data.per_class {data.per_class} is more than the longest run of one class in {manifest.location!r}, {longest} "
             "images; lower it, or pack with longer runs"
         )
     units = _units(manifest, data, seed=0)
@@ -151,7 +157,7 @@ def _units(manifest: Manifest, data: Data, seed: int) -> Units | None:
 def _require_enough(manifest: Manifest, wanted: int, there: int, what: str, setting: str) -> None:
     if wanted > there:
         raise ValueError(
-            f"{setting} = {wanted} is more than the {there} {what} of {str(manifest.path)!r}; lower data.batch or add data"
+            f"{setting} = {wanted} is more than the {there} {what} of {manifest.location!r}; lower data.batch or add data"
         )
 
 
