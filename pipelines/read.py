@@ -40,8 +40,8 @@ class Reader:
     def prefetch(self, shard: Sequence[int], offset: Sequence[int], size: Sequence[int]) -> list[Future[Any]]:
         """Fetch what these images need in the background; `read` is quick once all that is returned is done.  [n] each"""
         files = {number: self._manifest.shard_file(number) for number in set(shard)}
-        ranges = [(files[i], *where) for i, *where in zip(shard, offset, size, strict=True) if files[i].remote]
-        return self._remote().prefetch(ranges) if ranges else []  # type: ignore[arg-type]
+        ranges = [(files[i], first, length) for i, first, length in zip(shard, offset, size, strict=True) if files[i].remote]
+        return list(self._remote().prefetch(ranges)) if ranges else []
 
     def read(self, shard: int, offset: int, size: int, crc32: int) -> bytes:
         """`size` bytes from `offset` of a shard.

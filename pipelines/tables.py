@@ -34,7 +34,7 @@ class Tables:
 
 def _fetched(cache: NodeCache, url: str) -> Path:
     nbytes, state = describe(url)
-    name = f"tables/{hashlib.sha256(f'{url} {state}'.encode()).hexdigest()[:32]}.{url.rpartition('/')[2]}"
+    name = "tables/" + hashlib.sha256(f"{url} {state}".encode()).hexdigest()
 
     def write(file: IO[bytes]) -> None:
         for start in range(0, nbytes, PIECE):
