@@ -55,18 +55,18 @@ class Blocks:
         self._cache = NodeCache(data.cache, int(data.cache_gb * GB))
         self._counts, self._watch = counts, watch
         self._files: OrderedDict[Block, OpenFile] = OrderedDict()
-        self._coming: dict[Block, Future[OpenFile]] = {}
+        self._coming: dict[Block, Future[None]] = {}
         self._lock = threading.Lock()
         self._threads = Threads(data.io_threads, "fetch")
 
-    def prefetch(self, ranges: Iterable[tuple[ShardFile, int, int]]) -> list[Future[OpenFile]]:
+    def prefetch(self, ranges: Iterable[tuple[ShardFile, int, int]]) -> list[Future[None]]:
         """Start to fetch what the ranges (shard, offset, size) need and what is not at hand; nothing is fetched twice."""
         wanted = dict.fromkeys(block for shard, offset, size in ranges for block in self._covering(shard, offset, size))
         with self._lock:
             missing = [block for block in wanted if block not in self._files]
             for block in missing:
                 if block not in self._coming:
-                    self._coming[block] = self._threads.submit(self._open, block)
+                    self._coming[block] = self._threads.submit(self._bring, block)
             return [self._coming[block] for block in missing]
 
     def read(self, shard: ShardFile, offset: int, size: int) -> bytes:
@@ -106,16 +106,20 @@ class Blocks:
                 self._files.move_to_end(block)
         return found or self._open(block)
 
+    def _bring(self, block: Block) -> None:
+        """Runs in the threads. Gives back no file, or what waits for it would keep too many of them open."""
+        try:
+            self._open(block)
+        finally:
+            with self._lock:
+                del self._coming[block]
+
     def _open(self, block: Block) -> OpenFile:
         def write(file: IO[bytes]) -> None:
             file.write(self._fetch(block.shard, block.start, block.stop))
 
-        try:
-            with self._watch.busy(block.shard.location, block.start):
-                opened, fetched = self._cache.open(block.name, write, timeout_s=self._timeout_s)
-        finally:
-            with self._lock:
-                self._coming.pop(block, None)
+        with self._watch.busy(block.shard.location, block.start):
+            opened, fetched = self._cache.open(block.name, write, timeout_s=self._timeout_s)
         with self._lock:
             self._counts.cache_misses += fetched
             self._counts.cache_hits += not fetched

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ class Filler:
         self.wait_s = 0.0
         self._plans = plans
         self._reader = Reader(manifest, data)
-        self._planner = Threads(1, "plan")  # apart from the pool, so that fetching starts early
+        self._planner = single_core_threads(1, "plan")  # apart from the pool, so that fetching starts early
         self._pool = single_core_threads(data.threads)
         self._ahead: deque[Future[_Started]] = deque()
         self._closed = False
@@ -128,7 +128,7 @@ class Filler:
             parts.append(self._pool.submit(self._fill, plan, images, here.tolist(), coming, after=coming))
         return _Started(plan, images, parts)
 
-    def _fill(self, plan: Plan, images: Tensor, indices: list[int], fetched: list[Future[Any]]) -> list[Bad]:
+    def _fill(self, plan: Plan, images: Tensor, indices: list[int], fetched: list[Future[None]]) -> list[Bad]:
         for block in fetched:
             block.result()  # raises what went wrong with it
         bad = []
@@ -145,12 +145,12 @@ class Filler:
         return bad
 
 
-def single_core_threads(count: int) -> Threads:
+def single_core_threads(count: int, name: str = "decode") -> Threads:
     """Threads in which torch's kernels use one core each; the setting of all other threads stays what it was.
 
     Resizing would otherwise start a team of all cores in each of them (measured on two busy cores: up to 50 times slower).
     """
-    pool = Threads(count, "decode")
+    pool = Threads(count, name)
     before = torch.get_num_threads()
     ready = threading.Barrier(count)  # so that every task gets a thread of its own
 

@@ -9,7 +9,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
 
 from configs.errors import Unrecoverable
 from configs.schema import Data
@@ -37,11 +36,11 @@ class Reader:
         self._closed = False
         self._lock = threading.Lock()
 
-    def prefetch(self, shard: Sequence[int], offset: Sequence[int], size: Sequence[int]) -> list[Future[Any]]:
+    def prefetch(self, shard: Sequence[int], offset: Sequence[int], size: Sequence[int]) -> list[Future[None]]:
         """Fetch what these images need in the background; `read` is quick once all that is returned is done.  [n] each"""
         files = {number: self._manifest.shard_file(number) for number in set(shard)}
         ranges = [(files[i], first, length) for i, first, length in zip(shard, offset, size, strict=True) if files[i].remote]
-        return list(self._remote().prefetch(ranges)) if ranges else []
+        return self._remote().prefetch(ranges) if ranges else []
 
     def read(self, shard: int, offset: int, size: int, crc32: int) -> bytes:
         """`size` bytes from `offset` of a shard.

@@ -57,10 +57,10 @@ def reference(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
 def test_the_log_tells_what_the_loader_did(reference: tuple[Path, dict[str, Any]]) -> None:
     rows = [row for step, row in curve(reference[1]).items() if step > 0]
-    assert all(row["loader/bytes_read"] > 0 and 0 <= row["train/wait_share"] <= 1 for row in rows)
-    assert {
-        row[f"loader/{name}"] for row in rows for name in ("bytes_fetched", "cache_hits", "cache_misses", "bad_images")
-    } == {0}
+    assert all(0 <= row["train/wait_share"] <= 1 for row in rows)
+    assert sum(row["loader/bytes_read"] for row in rows) > 0
+    for name in ("bytes_fetched", "cache_hits", "cache_misses", "bad_images"):
+        assert {row[f"loader/{name}"] for row in rows} == {0}
 
 
 def assert_same_curve(result: dict[str, Any], reference: dict[str, Any]) -> None:
