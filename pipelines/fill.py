@@ -116,7 +116,8 @@ class Filler:
         return future.result()
 
     def _start(self, make: Callable[[], Plan]) -> _Started:
-        plan = make()
+        with self._reader.watch.busy("the tables of the manifest", 0):
+            plan = make()
         side = self.data.image_size
         images = torch.zeros((plan.num_images, 3, side, side), dtype=torch.uint8)
         parts = []

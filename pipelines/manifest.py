@@ -96,6 +96,7 @@ class Manifest:
         server does not answer.
         """
         location = str(location).removeprefix("file://")
+        location = location if is_url(location) else str(Path(location))
         about = _read_about(location)
         tables = Tables(location, cache)
         file = tables.path("shards.parquet")
