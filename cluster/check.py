@@ -84,7 +84,7 @@ def number_of_steps(config: RunConfig, per_epoch: int) -> int:
 def open_training(config: RunConfig) -> Manifest:
     """The data to train on. Raises ValueError that names the setting."""
     try:
-        return open_sources(config.data.train)
+        return open_sources(config.data.train, config.data.cache)
     except (ValueError, OSError) as error:
         raise ValueError(f"data.train: {error}") from error
 
@@ -110,7 +110,7 @@ def _check_eval(config: RunConfig, train: Manifest) -> int:
     if config.data.eval is None:
         return 0
     try:
-        manifest = Manifest.open(config.data.eval)
+        manifest = Manifest.open(config.data.eval, cache=config.data.cache)
     except (ValueError, OSError) as error:
         raise ValueError(f"data.eval: {error}") from error
     if manifest.kind == "labelled" and int(manifest.classes.counts.max()) < 2:

@@ -12,7 +12,7 @@ import typer
 from cluster.answers import Json, print_result
 
 commands = typer.Typer()
-Shards = Annotated[Path, typer.Argument(metavar="SHARDS", help="A folder with a manifest, from `pack` or `index`.")]
+Shards = Annotated[str, typer.Argument(metavar="SHARDS", help="A folder or URL with a manifest, from `pack` or `index`.")]
 SHOWN = 20
 
 

@@ -99,7 +99,7 @@ def describe(found: Exactness) -> str:
 
 def _small(config: RunConfig) -> Data:
     """`config.data` with a small batch of an odd number of units, so that two ranks get uneven shares."""
-    data, manifest = config.data, open_sources(config.data.train)
+    data, manifest = config.data, open_sources(config.data.train, config.data.cache)
     per_class = data.per_class
     longest = [int(part.runs.length.max()) for part in parts_of(manifest)] if manifest.kind == "labelled" else [0]
     if per_class is None and min(longest) >= WORLD:
@@ -114,7 +114,7 @@ def _small(config: RunConfig) -> Data:
 def _compute(config: RunConfig, rank: int, world: int) -> _Found:
     """Value and gradients on this process's share of the first batch, through the very parts that training uses."""
     torch.manual_seed(config.seed)
-    manifest = open_sources(config.data.train)
+    manifest = open_sources(config.data.train, config.data.cache)
     training = build_training(config, manifest, torch.device("cpu"), torch.float64)
     encoder, objective = training.encoder.eval(), training.objective
     with Loader(manifest, config.data, seed=config.seed, rank=rank, world=world) as stream:

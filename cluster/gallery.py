@@ -21,7 +21,8 @@ class Gallery:
 
     def __init__(self, config: RunConfig, encoder: nn.Module) -> None:
         assert config.data.eval is not None
-        self.manifest = Manifest.open(config.data.eval)
+        self.data = config.data
+        self.manifest = Manifest.open(config.data.eval, cache=config.data.cache)
         batches = evaluation_batches(self.manifest, config.data, batch=EVALUATION_BATCH)
         self.found: Embedded = embed(encoder, batches, plain(torch.device("cpu"), torch.float32))
 
@@ -43,7 +44,7 @@ class Gallery:
     def image(self, index: int) -> bytes:
         """The encoded bytes of one image."""
         shard, row, view = self.found.sample[index].tolist()
-        table, reader = self.manifest.table(shard), Reader(self.manifest)
+        table, reader = self.manifest.table(shard), Reader(self.manifest, self.data)
         first, end = int(table.start[row]), int(table.start[row + 1])
         at = first + int((table.view[first:end] == view).argmax())
         try:

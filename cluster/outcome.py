@@ -115,7 +115,7 @@ def _metrics(folder: RunFolder) -> tuple[dict[str, float], dict[str, float]]:
 
 
 def _card(config: RunConfig, facts: Facts, metrics: dict[str, float]) -> dict[str, Any]:
-    manifest = open_sources(config.data.train)
+    manifest = open_sources(config.data.train, config.data.cache)
     return {
         "Metrics on images that were not trained on": {name: round(value, 4) for name, value in metrics.items()},
         "Training": {
@@ -158,7 +158,7 @@ def _register(
     if run_id is None:
         raise RuntimeError(f"MLflow at {tracker.uri} does not answer, so the model is not registered")
     promote = config.tracking.promote
-    manifest = open_sources(config.data.train)
+    manifest = open_sources(config.data.train, config.data.cache)
 
     def verify(loaded: Any) -> None:
         _refuse_difference(config.data, encoder, loaded.predict, images)
@@ -186,7 +186,8 @@ def _note(gallery: Gallery) -> str:
 
 def _write_report(config: RunConfig, folder: RunFolder, result: dict[str, Any], gallery: Gallery | None) -> Path:
     say("writing the report")
-    seen = {group for part in parts_of(open_sources(config.data.train)) for group in part.class_names}  # whatever namespace
+    training = open_sources(config.data.train, config.data.cache)
+    seen = {group for part in parts_of(training) for group in part.class_names}  # whatever namespace
     data = ReportData(
         name=config.name,
         after=result["metrics"],

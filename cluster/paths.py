@@ -13,6 +13,7 @@ def absolute(config: RunConfig) -> RunConfig:
         update={
             "train": tuple(s.model_copy(update={"path": _absolute(s.path)}) for s in config.data.train),
             "eval": None if config.data.eval is None else _absolute(config.data.eval),
+            "cache": None if config.data.cache is None else _absolute(config.data.cache),
         }
     )
     cluster = config.cluster.model_copy(update={"storage": _absolute(config.cluster.storage)})

@@ -85,14 +85,14 @@ def _tracker(config: RunConfig, folder: RunFolder) -> Tracker:
     commit = git_commit(Path.cwd())
     if commit is not None:
         tags["mlflow.source.git.commit"] = commit
-    datasets = [_dataset(source.path, "training") for source in config.data.train]
+    datasets = [_dataset(source.path, "training", config.data.cache) for source in config.data.train]
     if config.data.eval is not None:
-        datasets.append(_dataset(config.data.eval, "evaluation"))
+        datasets.append(_dataset(config.data.eval, "evaluation", config.data.cache))
     return Tracker(folder.path, config, tags=tags, datasets=datasets)
 
 
-def _dataset(path: str, context: Literal["training", "evaluation"]) -> DatasetRef:
-    manifest = Manifest.open(path)
+def _dataset(path: str, context: Literal["training", "evaluation"], cache: str | None) -> DatasetRef:
+    manifest = Manifest.open(path, cache=cache)
     profile = {"records": manifest.num_samples, "images": manifest.num_images}
     return DatasetRef(name=Path(path).name, digest=manifest.digest, source=path, context=context, profile=profile)
 

@@ -78,7 +78,7 @@ def _train(context: RankContext, job: Job) -> None:
     first = context.rank == 0
     torch.manual_seed(config.seed)
     dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
-    manifest = open_sources(config.data.train)
+    manifest = open_sources(config.data.train, config.data.cache)
     growth.verify(job.histories, manifest)
     training = build_training(config, manifest, context.device, dtype)
     saved = collectives.from_first(lambda: state.newest(folder.checkpoints))
@@ -158,7 +158,7 @@ def evaluator(config: RunConfig, context: RankContext, dtype: torch.dtype) -> Ca
     """Metrics on `data.eval`, or nothing when there is no such set."""
     if config.data.eval is None:
         return None
-    manifest = Manifest.open(config.data.eval)
+    manifest = Manifest.open(config.data.eval, cache=config.data.cache)
 
     def run(encoder: nn.Module) -> dict[str, float]:
         batches = evaluation_batches(manifest, config.data, rank=context.rank, world=context.world, batch=EVALUATION_BATCH)

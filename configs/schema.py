@@ -78,7 +78,16 @@ class Data(Section):
     lanes: Annotated[int, Field(ge=1, le=65536)] = 64
     window: Annotated[int, Field(ge=1)] = Field(2048, description="samples (or K-row units) of a lane shuffled together")
     max_bad_fraction: Fraction = Field(0.001, description="unreadable share of the samples seen, above which the run stops")
+    max_bad_shard_fraction: Fraction = Field(0.2, description="unreadable share of one shard's images, above which it stops")
     max_pixels: Annotated[int, Field(ge=1)] = Field(100_000_000, description="larger images are refused before decoding")
+    timeout_s: Positive = Field(120, description="longest time without any image read, and for a remote block with its retries")
+    io_threads: Annotated[int, Field(ge=1, le=256)] = Field(8, description="remote blocks fetched at once, per worker")
+    block_mb: Annotated[float, Field(gt=0.0, le=1024.0)] = Field(8, description="MiB of a remote shard fetched at once")
+    cache: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="folder for remote blocks, shared by a node's workers; default: one in the temporary folder",
+    )
+    cache_gb: Positive = Field(50, description="size of that folder, above which the least recently used blocks are removed")
 
     @field_validator("train", mode="before")
     @classmethod
@@ -202,6 +211,9 @@ class RunConfig(Section):
 
 
 _PACE = {
-    "data": ("train", "eval", "threads", "prefetch", "max_bad_fraction", "max_pixels"),
+    "data": (
+        *("train", "eval", "threads", "prefetch", "max_bad_fraction", "max_bad_shard_fraction", "max_pixels"),
+        *("timeout_s", "io_threads", "block_mb", "cache", "cache_gb"),
+    ),
     "train": ("micro_batch", "reproducible", "log_every", "checkpoint_every", "evaluate_every", "keep"),
 }

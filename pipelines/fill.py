@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,12 +18,15 @@ from torch import Tensor
 from configs.schema import Augment, Data
 from pipelines.augment import crop_box
 from pipelines.batch import Batch
+from pipelines.blocks import Counts
 from pipelines.decode import decode
 from pipelines.geometry import place
 from pipelines.manifest import Manifest
 from pipelines.plan import Plan
 from pipelines.read import Reader
+from pipelines.threads import Threads
 
+T = TypeVar("T")
 IMAGES_PER_TASK = 16
 
 
@@ -60,52 +65,76 @@ class Filler:
         self.data, self.augment = data, augment
         self.wait_s = 0.0
         self._plans = plans
-        self._reader = Reader(manifest)
+        self._reader = Reader(manifest, data)
+        self._planner = single_core_threads(1, "plan")  # apart from the pool, so that fetching starts early
         self._pool = single_core_threads(data.threads)
         self._ahead: deque[Future[_Started]] = deque()
         self._closed = False
+        self._pid = os.getpid()
 
     def __iter__(self) -> Filler:
         return self
 
     def __next__(self) -> Filled:
-        if self._closed:
-            raise RuntimeError("the loader is closed")
+        """Raises RuntimeError when nothing at all gets done for `data.timeout_s`, and whatever a thread ran into."""
+        if self._closed or self._pid != os.getpid():
+            raise RuntimeError("the loader is closed, or was made before this process was forked; make a new one")
         while len(self._ahead) < self.data.prefetch and (plan := next(self._plans, None)) is not None:
-            self._ahead.append(self._pool.submit(self._start, plan))
+            self._ahead.append(self._planner.submit(self._start, plan))
         if not self._ahead:
             raise StopIteration
         started = time.perf_counter()
         try:
-            work = self._ahead.popleft().result()
-            bad = [bad for part in work.parts for bad in part.result()]
+            work = self._result(self._ahead.popleft())
+            bad = [bad for part in work.parts for bad in self._result(part)]
         except BaseException:
             self.close()
             raise
         self.wait_s += time.perf_counter() - started
         return Filled(work.plan, _assemble(work.plan, work.images, bad), bad)
 
+    @property
+    def counts(self) -> Counts:
+        """What was read so far."""
+        return self._reader.counts
+
     def close(self) -> None:
-        """Stop the threads and close the files; what was read ahead is forgotten."""
+        """Stop the threads and close the files; what was read ahead is forgotten. A read that hangs is left behind."""
         self._closed = True
-        self._pool.shutdown(cancel_futures=True)
+        for threads in (self._planner, self._pool):
+            threads.shutdown()
         self._ahead.clear()
         self._reader.close()
 
+    def _result(self, future: Future[T]) -> T:
+        watch, patience, began = self._reader.watch, self.data.timeout_s, time.monotonic()
+        while not future.done():
+            left = max(watch.last, began) + patience - time.monotonic()
+            if left <= 0:
+                raise RuntimeError(f"no data for {patience:g} s (data.timeout_s); waiting longest for {watch.longest()}")
+            wait([future], timeout=left)
+        return future.result()
+
     def _start(self, make: Callable[[], Plan]) -> _Started:
-        plan = make()
+        with self._reader.watch.busy("the tables of the manifest", 0):
+            plan = make()
         side = self.data.image_size
         images = torch.zeros((plan.num_images, 3, side, side), dtype=torch.uint8)
-        starts = range(0, plan.num_images, IMAGES_PER_TASK)
-        parts = [self._pool.submit(self._fill, plan, images, start, start + IMAGES_PER_TASK) for start in starts]
+        parts = []
+        for start in range(0, plan.num_images, IMAGES_PER_TASK):
+            few = np.arange(start, min(start + IMAGES_PER_TASK, plan.num_images))
+            here = few[plan.present[few]]
+            where = (column[here].tolist() for column in (plan.shard, plan.offset, plan.size))
+            coming = self._reader.prefetch(*where)
+            parts.append(self._pool.submit(self._fill, plan, images, here.tolist(), coming, after=coming))
         return _Started(plan, images, parts)
 
-    def _fill(self, plan: Plan, images: Tensor, start: int, stop: int) -> list[Bad]:
+    def _fill(self, plan: Plan, images: Tensor, indices: list[int], fetched: list[Future[None]]) -> list[Bad]:
+        for block in fetched:
+            block.result()  # raises what went wrong with it
         bad = []
         side, resize = self.data.image_size, self.data.resize
-        for index in range(start, min(stop, plan.num_images)):
-            if not plan.present[index]:
-                continue
+        for index in indices:
             where = (int(plan.shard[index]), int(plan.offset[index]), int(plan.size[index]), int(plan.crc32[index]))
             try:
                 pixels = decode(self._reader.read(*where), max_pixels=self.data.max_pixels)
@@ -117,12 +146,12 @@ class Filler:
         return bad
 
 
-def single_core_threads(count: int) -> ThreadPoolExecutor:
+def single_core_threads(count: int, name: str = "decode") -> Threads:
     """Threads in which torch's kernels use one core each; the setting of all other threads stays what it was.
 
     Resizing would otherwise start a team of all cores in each of them (measured on two busy cores: up to 50 times slower).
     """
-    pool = ThreadPoolExecutor(count, thread_name_prefix="nearfar-decode")
+    pool = Threads(count, name)
     before = torch.get_num_threads()
     ready = threading.Barrier(count)  # so that every task gets a thread of its own
 

@@ -71,7 +71,7 @@ def verify(histories: Sequence[History], manifest: Manifest) -> None:
         seen = part.digest_of_first(history.num_shards)
         if seen != history.digest:
             raise Unrecoverable(
-                f"{str(part.path)!r} has other shards here than where the run was started (digest {seen[:12]}, not "
+                f"{part.location!r} has other shards here than where the run was started (digest {seen[:12]}, not "
                 f"{history.digest[:12]}); give every node the same data, and do not change it while a run starts"
             )
 
@@ -97,14 +97,14 @@ def _follow(history: History, part: Manifest, data: Data, place: int, *, accept:
     kept = part.digest_of_first(history.num_shards)
     if kept != history.digest:
         raise ValueError(
-            f"{str(part.path)!r} holds other data than the run was started with (digest {kept[:12]}, not "
+            f"{part.location!r} holds other data than the run was started with (digest {kept[:12]}, not "
             f"{history.digest[:12]}); give back its first {history.num_shards} shards, or start a new run"
         )
     if len(part.sizes) == history.num_shards:
         return history
     if not accept:
         raise ValueError(
-            f"{str(part.path)!r} has grown from {history.num_shards} to {len(part.sizes)} shards (digest {part.digest[:12]}, "
+            f"{part.location!r} has grown from {history.num_shards} to {len(part.sizes)} shards (digest {part.digest[:12]}, "
             f"not {history.digest[:12]}); --resume --accept-new-data takes the new ones up at the next epoch's border"
         )
     last = history.stages[-1]

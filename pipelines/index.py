@@ -122,7 +122,7 @@ def _require_unique(manifest: Manifest, hashes: list[Int64s]) -> None:
     """Keys name records over all shards."""
     for key, places in repeated_keys(manifest, hashes):
         where = " and ".join(
-            f"{manifest.shard_path(shard).name} at byte {manifest.column(shard, 'offset_record')[row]}" for shard, row in places
+            f"{manifest.shard_file(shard).name} at byte {manifest.column(shard, 'offset_record')[row]}" for shard, row in places
         )
         raise ValueError(
             f"the key {key!r} is in {where}; keys name records over all tars. If the records are different, --keys-per-tar "

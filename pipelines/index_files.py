@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet
 
 from pipelines.manifest import Manifest
-from pipelines.tar_urls import is_url
+from pipelines.remote import is_url
 
 
 def choose_out(out: Path | None, tars: Sequence[str]) -> Path:

@@ -63,7 +63,7 @@ def inspect(manifest: Manifest) -> Contents:
         tally.add(manifest, shard)
     uids = np.concatenate([np.empty(0, np.int64), *tally.uids])
     contents = Contents(
-        path=str(manifest.path),
+        path=manifest.location,
         kind=manifest.kind,
         made_by=manifest.made_by,
         digest=manifest.digest,
@@ -149,7 +149,7 @@ def _formats(manifest: Manifest) -> dict[str, float]:
     found = Counter[str]()
     for shard in np.unique(shards).tolist():
         table = manifest.table(shard)
-        with open_tar(manifest.shard_path(shard)) as file:
+        with open_tar(manifest.shard_file(shard).location) as file:
             for row in (picked[shards == shard] - manifest.starts[shard]).tolist():
                 file.seek(int(table.offset[table.start[row]]))
                 begin = file.read(8)

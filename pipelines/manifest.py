@@ -15,8 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
+from configs.errors import Unrecoverable
 from pipelines.hashing import Int64s
+from pipelines.remote import fetch_whole, is_url, join
 from pipelines.samples import ShardTable, read_table
+from pipelines.tables import Tables
 
 FORMAT, VERSION = "nearfar-shards", 1
 ORDER_VERSION = 1
@@ -41,16 +44,34 @@ class Classes:
     counts: Int64s  # [C] images
 
 
-class Manifest:
-    """A data set on disk. Small tables are read at once, the samples of a shard when they are asked for.
+@dataclass(frozen=True, slots=True)
+class ShardFile:
+    """One tar file: a path or a URL, its size and its hash when it was packed."""
 
-    Attributes: `path`, `kind`, `digest`, `num_samples`, `sizes` [M] records per shard, `starts` [M + 1] their prefix sums,
-    `nbytes` [M] size of each shard file.
+    location: str
+    nbytes: int
+    sha256: str
+
+    @property
+    def remote(self) -> bool:
+        return is_url(self.location)
+
+    @property
+    def name(self) -> str:
+        return self.location.rpartition("/")[2]
+
+
+class Manifest:
+    """A data set in a folder or behind a URL. Small tables are read at once, the samples of a shard when they are asked for.
+
+    Attributes: `location` path or URL, `kind`, `digest`, `num_samples`, `sizes` [M] records per shard, `starts` [M + 1]
+    their prefix sums, `nbytes` [M] size of each shard file.
     Safe to use from several threads.
     """
 
-    def __init__(self, path: Path, about: dict[str, Any], shards: pa.Table) -> None:
-        self.path = path
+    def __init__(self, location: str, about: dict[str, Any], shards: pa.Table, files: Tables | None = None) -> None:
+        self.location = location
+        self._files = files or Tables(location, None)
         self.kind: str = about["kind"]
         self.digest: str = about["digest"]
         self.made_by: str = about.get("made_by", "pack")  # or "index", over tars that somebody else wrote
@@ -63,30 +84,55 @@ class Manifest:
         self.numbers: Int64s = self.starts[:-1]  # of each shard's first record, for what is drawn for a record
         self.nbytes: Int64s = shards["nbytes"].to_numpy().astype(np.int64)
         self._shards = shards
+        self._shard_files: dict[int, ShardFile] = {}
         self._tables: OrderedDict[int, ShardTable] = OrderedDict()
         self._cached_images = 0
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, path: str | Path) -> Manifest:
-        """Read the manifest of the data set in the folder `path`.
+    def open(cls, location: str | Path, *, cache: str | None = None) -> Manifest:
+        """Read the manifest of the data set in a folder or behind a URL that fsspec opens (`s3://`, `https://`, ...).
 
-        Raises ValueError when there is none, or when its version or its digest is not what it should be.
+        Tables of a remote one are fetched into the folder `cache` (`data.cache`) when they are needed.
+        Raises ValueError when there is none, or when its version or its digest is not what it should be; RuntimeError when a
+        server does not answer.
         """
-        path = Path(path)
-        about = _read_about(path)
+        location = str(location).removeprefix("file://")
+        location = location if is_url(location) else str(Path(location))
+        about = _read_about(location)
+        tables = Tables(location, cache)
+        file = tables.path("shards.parquet")
         try:
-            shards = pyarrow.parquet.read_table(path / "shards.parquet")
+            shards = pyarrow.parquet.read_table(file)
         except (OSError, pa.ArrowException) as error:
-            raise ValueError(f"{str(path / 'shards.parquet')!r} cannot be read: {error}; pack the data again") from error
+            raise ValueError(f"{join(location, file.name)!r} cannot be read: {error}; pack the data again") from error
         seen = digest_of(about["kind"], shards)
         if seen != about["digest"]:
             wanted = str(about["digest"])
-            raise ValueError(f"{str(path)!r} does not match its digest ({seen[:12]}, not {wanted[:12]}); pack the data again")
-        return cls(path, about, shards)
+            raise ValueError(f"{location!r} does not match its digest ({seen[:12]}, not {wanted[:12]}); pack the data again")
+        return cls(location, about, shards, tables)
+
+    @property
+    def path(self) -> Path:
+        """The folder. Raises ValueError when the data set is remote."""
+        if is_url(self.location):
+            raise ValueError(f"{self.location} is remote, and this needs a folder of this machine; copy it here first")
+        return Path(self.location)
 
     def shard_path(self, shard: int) -> Path:
-        return self.path / str(self._shards["url"][shard].as_py())
+        """The shard's file. Raises ValueError when it is remote."""
+        file = self.shard_file(shard)
+        if file.remote:
+            raise ValueError(f"{file.location} is remote, and this needs a file of this machine; copy the data here first")
+        return Path(file.location)
+
+    def shard_file(self, shard: int) -> ShardFile:
+        """Where the shard lies and what it was when it was packed."""
+        if shard not in self._shard_files:
+            url, nbytes, sha256 = (self._shards[name][shard].as_py() for name in ("url", "nbytes", "sha256"))
+            location = join(self.location, url) if is_url(self.location) or is_url(url) else str(self.path / url)
+            self._shard_files[shard] = ShardFile(location, nbytes, sha256)
+        return self._shard_files[shard]
 
     def sha256(self, shard: int) -> str:
         """Of the whole file of a shard, in hexadecimal."""
@@ -131,13 +177,13 @@ class Manifest:
     @cached_property
     def runs(self) -> Runs:
         """Runs of one class. Only labelled data has them."""
-        table = pyarrow.parquet.read_table(self.path / "runs.parquet")
+        table = pyarrow.parquet.read_table(self._files.path("runs.parquet"))
         return Runs(*(table[name].to_numpy().astype(np.int64, copy=False) for name in ("shard", "start", "length")))
 
     @cached_property
     def classes(self) -> Classes:
         """Class names and counts; empty unless the data is labelled."""
-        table = pyarrow.parquet.read_table(self.path / "classes.parquet")
+        table = pyarrow.parquet.read_table(self._files.path("classes.parquet"))
         return Classes(
             table["name"].to_pylist(), table["group"].to_numpy().astype(np.int64), table["count"].to_numpy().astype(np.int64)
         )
@@ -156,7 +202,7 @@ class Manifest:
         return read_table(*self._samples_at(shard))
 
     def _samples_at(self, shard: int) -> tuple[Path, int]:
-        return self.path / self._shards["samples"][shard].as_py(), int(self._shards["row_group"][shard].as_py())
+        return self._files.path(self._shards["samples"][shard].as_py()), int(self._shards["row_group"][shard].as_py())
 
 
 def digest_of(kind: str, shards: pa.Table) -> str:
@@ -167,18 +213,28 @@ def digest_of(kind: str, shards: pa.Table) -> str:
     return digest.hexdigest()
 
 
-def _read_about(path: Path) -> dict[str, Any]:
-    file = path / "manifest.json"
-    if not file.is_file():
-        raise ValueError(_explain_missing(path))
+def _read_about(location: str) -> dict[str, Any]:
+    file = join(location, "manifest.json")
+    text = _read(location, file)
     try:
-        about: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        about: dict[str, Any] = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{str(file)!r} is damaged ({error}); pack the data again") from error
+        raise ValueError(f"{file!r} is damaged ({error}); pack the data again") from error
     if about.get("format") != FORMAT or about.get("version") != VERSION:
         seen = f"{about.get('format')} version {about.get('version')}"
-        raise ValueError(f"{str(file)!r} is {seen}; this program reads {FORMAT} version {VERSION}")
+        raise ValueError(f"{file!r} is {seen}; this program reads {FORMAT} version {VERSION}")
     return about
+
+
+def _read(location: str, file: str) -> bytes:
+    if not is_url(location):
+        if not Path(file).is_file():
+            raise ValueError(_explain_missing(Path(location)))
+        return Path(file).read_bytes()
+    try:
+        return fetch_whole(file)
+    except Unrecoverable as error:
+        raise ValueError(f"no manifest.json at {location}, so it holds no shards; make them with `nearfar pack`") from error
 
 
 def _explain_missing(path: Path) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from configs.schema import Source
 from pipelines.hashing import Int64s, hash_bytes, hash_entity, hash_ints
-from pipelines.manifest import Classes, Manifest, Runs
+from pipelines.manifest import Classes, Manifest, Runs, ShardFile
 from pipelines.records import MAX_NEGATIVES
 from pipelines.samples import ShardTable
 
@@ -40,7 +40,8 @@ class Mixture(Manifest):
             "num_classes": 0,
             "weighted": any(part.weighted for part in parts),
         }
-        super().__init__(Path(" + ".join(str(part.path) for part in parts)), about, pa.concat_tables(map(_absolute, parts)))
+        shards = pa.concat_tables(part._shards for part in parts)
+        super().__init__(" + ".join(part.location for part in parts), about, shards, parts[0]._files)
         self.parts = tuple(parts)
         self.weights = [source.weight for source in sources]
         self.first_shards = np.cumsum([0, *(len(part.sizes) for part in parts)])  # [S + 1]
@@ -85,9 +86,20 @@ class Mixture(Manifest):
     def _class_groups(self) -> list[Int64s]:
         return [_in_space(space, part.classes.groups) for space, part in zip(self._space, self.parts, strict=True)]
 
+    def shard_file(self, shard: int) -> ShardFile:
+        """Where the shard lies and what it was when it was packed."""
+        part = self._part(shard)
+        return self.parts[part].shard_file(shard - int(self.first_shards[part]))
+
+    def _samples_at(self, shard: int) -> tuple[Path, int]:
+        part = self._part(shard)
+        return self.parts[part]._samples_at(shard - int(self.first_shards[part]))
+
+    def _part(self, shard: int) -> int:
+        return int(np.searchsorted(self.first_shards, shard, side="right")) - 1
+
     def _read_table(self, shard: int) -> ShardTable:
-        table = super()._read_table(shard)
-        part = int(np.searchsorted(self.first_shards, shard, side="right")) - 1
+        table, part = super()._read_table(shard), self._part(shard)
         group = _in_space(self._space[part], table.group)
         if self.kind != "labelled" and self._space[part] != self._own_space[part]:
             # A record without a group has its key for one, and keys are only unique within a source.
@@ -96,9 +108,9 @@ class Mixture(Manifest):
         return replace(table, group=group)
 
 
-def open_sources(sources: Sequence[Source]) -> Manifest:
+def open_sources(sources: Sequence[Source], cache: str | None = None) -> Manifest:
     """The data set that a config's `data.train` names. Raises ValueError as `Manifest.open` and Mixture do."""
-    parts = [Manifest.open(source.path) for source in sources]
+    parts = [Manifest.open(source.path, cache=cache) for source in sources]
     if len(parts) == 1 and sources[0].namespace is None:
         return parts[0]
     return Mixture(parts, sources)
@@ -126,16 +138,7 @@ def _key_groups(keys: Sequence[str], table: ShardTable) -> NDArray[np.bool_]:
     return np.asarray((own[record] == table.group[:, None]).any(axis=1))
 
 
-def _absolute(part: Manifest) -> pa.Table:
-    """A part's shards table with paths that do not depend on where its manifest lies."""
-    shards = part._shards
-    for name in ("url", "samples"):
-        paths = [path if "://" in path else str(part.path.absolute() / path) for path in shards[name].to_pylist()]
-        shards = shards.set_column(shards.schema.get_field_index(name), name, pa.array(paths, pa.string()))
-    return shards
-
-
 def _require_one_kind(parts: Sequence[Manifest]) -> None:
     if len({part.kind for part in parts}) > 1:
-        seen = ", ".join(f"{str(part.path)!r} {part.kind}" for part in parts)
+        seen = ", ".join(f"{part.location!r} {part.kind}" for part in parts)
         raise ValueError(f"sources of one run must be of one kind, but these are not: {seen}; pack them with the same --kind")

@@ -59,7 +59,7 @@ def draw_sheet(manifest: Manifest, file: Path, *, data: Data | None = None, seed
 
 def _plain(manifest: Manifest) -> Data:
     longest = int(manifest.runs.length.max(initial=0)) if manifest.kind == "labelled" else 0
-    return Data(train=str(manifest.path), image_size=THUMB, per_class=min(longest, COLUMNS) if longest > 1 else None)
+    return Data(train=manifest.location, image_size=THUMB, per_class=min(longest, COLUMNS) if longest > 1 else None)
 
 
 def _small(manifest: Manifest, data: Data) -> Data:

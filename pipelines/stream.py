@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from types import TracebackType
 
@@ -55,7 +56,7 @@ class Loader:
         self._manifest, self._seed, self._rank, self._world = manifest, seed, rank, world
         self._units = data.per_class is not None
         self._order = MixedOrder(manifest, data, seed=seed, histories=histories)
-        self._tally = Tally(manifest, data.max_bad_fraction, on_bad)
+        self._tally = Tally(manifest, data, on_bad)
         starts = itertools.count(position, self.units_per_batch)
         self._filler = Filler(manifest, data, data.augment, (self._planner(start) for start in starts))
 
@@ -88,6 +89,11 @@ class Loader:
     def bad(self) -> int:
         return self._tally.bad
 
+    @property
+    def counts(self) -> dict[str, float]:
+        """What this rank did so far: bytes read and fetched, cache hits and misses (blocks), bad images, seconds waited."""
+        return {**asdict(self._filler.counts), "bad_images": self.bad, "wait_s": self.wait_s}
+
     def close(self) -> None:
         """Stop the threads; the loader cannot be used any more."""
         self._filler.close()
@@ -112,7 +118,7 @@ def evaluation_batches(
     starts = range(0, manifest.num_samples, world * batch)
     plans = (partial(_plan_pass, manifest, start + rank * batch, batch) for start in starts)
     filler = Filler(manifest, data, Augment(), plans)
-    tally = Tally(manifest, data.max_bad_fraction, on_bad)
+    tally = Tally(manifest, data, on_bad)
     try:
         for filled in filler:
             tally.count(filled)
@@ -127,7 +133,7 @@ def units_per_epoch(manifest: Manifest, data: Data, histories: Sequence[History]
     Raises ValueError when batches as `data` wants them cannot be made.
     """
     if manifest.kind == "labelled" and manifest.num_classes < 2:
-        raise ValueError(f"{str(manifest.path)!r} has {manifest.num_classes} class; telling classes apart takes at least 2")
+        raise ValueError(f"{manifest.location!r} has {manifest.num_classes} class; telling classes apart takes at least 2")
     histories = begin(manifest) if histories is None else histories
     batch = data.batch // (data.per_class or 1)
     shares = Quotas(weights_of(manifest)).most(batch).tolist()
@@ -143,11 +149,11 @@ def units_per_epoch(manifest: Manifest, data: Data, histories: Sequence[History]
 
 def _require_runs(part: Manifest, per_class: int) -> None:
     if part.kind != "labelled":
-        raise ValueError(f"data.per_class is for labelled data, but {str(part.path)!r} is of kind {part.kind!r}")
+        raise ValueError(f"data.per_class is for labelled data, but {part.location!r} is of kind {part.kind!r}")
     longest = int(part.runs.length.max())
     if per_class > longest:
         raise ValueError(
-            f"data.per_class {per_class} is more than the longest run of one class in {str(part.path)!r}, {longest} "
+            f"data.per_class {per_class} is more than the longest run of one class in {part.location!r}, {longest} "
             "images; lower it, or pack with longer runs"
         )
 
@@ -158,7 +164,7 @@ def _require_enough(part: Manifest, data: Data, wanted: int, there: int, batch: 
         return
     what = "records" if data.per_class is None else f"runs of {data.per_class}"
     setting = "data.batch" if data.per_class is None else "data.batch / data.per_class"
-    where = f"the {there} {what} of {str(part.path)!r}"
+    where = f"the {there} {what} of {part.location!r}"
     if wanted == batch:
         raise ValueError(f"{setting} = {batch} is more than {where}; lower data.batch or add data")
     raise ValueError(

@@ -11,6 +11,8 @@ from typing import BinaryIO, cast
 import fsspec
 from braceexpand import braceexpand
 
+from pipelines.remote import is_url
+
 SUFFIX = ".tar"
 
 
@@ -38,10 +40,6 @@ def is_tars(source: str | Path) -> bool:
     entries = list(os.scandir(source))
     folders = [entry for entry in entries if entry.is_dir() and entry.name != "samples" and not entry.name.startswith(".")]
     return not folders and any(entry.name.endswith(SUFFIX) for entry in entries)
-
-
-def is_url(tar: str) -> bool:
-    return "://" in tar
 
 
 def open_tar(tar: str | Path) -> BinaryIO:

@@ -16,6 +16,7 @@ from pipelines.hashing import hash_entity
 from pipelines.keys import repeated_keys
 from pipelines.manifest import Manifest
 from pipelines.processes import Map, in_process
+from pipelines.remote import is_url
 from pipelines.samples import SCHEMA, SHARDS_SCHEMA
 from pipelines.verify_shard import Fault, ShardCheck, check_shard
 
@@ -39,10 +40,15 @@ def verify(path: str | Path, *, map: Map = in_process, progress: Progress | None
 
     Raises ValueError when there is no manifest.json at all; everything else that is wrong is a fault.
     """
-    path, verdict = Path(path), Verdict()
-    if not (path / "manifest.json").is_file():
-        Manifest.open(path)  # tells what to do
-    verdict.faults += (damaged := list(_damaged_tables(path)))
+    verdict = Verdict()
+    if is_url(str(path)):
+        damaged: list[Fault] = []  # its tables are fetched only when they are read
+        Manifest.open(path)
+    else:
+        if not (Path(path) / "manifest.json").is_file():
+            Manifest.open(path)  # tells what to do
+        damaged = list(_damaged_tables(Path(path)))
+    verdict.faults += damaged
     try:
         manifest = Manifest.open(path)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -82,8 +88,8 @@ def _damaged_tables(path: Path) -> Iterator[Fault]:
 def _repeated(manifest: Manifest, checks: list[ShardCheck]) -> Iterator[Fault]:
     for key, ((first, first_row), (shard, row)) in repeated_keys(manifest, [check.key_hashes for check in checks]):
         offset, before = (manifest.column(n, "offset_record")[at] for n, at in ((shard, row), (first, first_row)))
-        reason = f"the key is also in {manifest.shard_path(first).name} at byte {before}"
-        yield Fault(manifest.shard_path(shard).name, key, offset, reason)
+        reason = f"the key is also in {manifest.shard_file(first).name} at byte {before}"
+        yield Fault(manifest.shard_file(shard).name, key, offset, reason)
 
 
 def _wrong_sums(manifest: Manifest, checks: list[ShardCheck]) -> Iterator[Fault]:
@@ -108,8 +114,10 @@ def _wrong_sums(manifest: Manifest, checks: list[ShardCheck]) -> Iterator[Fault]
 
 
 def _strangers(manifest: Manifest) -> Iterator[Fault]:
-    """Shards that nobody would read. Tars that were made elsewhere may have others beside them."""
-    known = {manifest.shard_path(shard).name for shard in range(len(manifest.sizes))}
+    """Shards that nobody would read. Tars that were made elsewhere may have others beside them, and a URL cannot be listed."""
+    known = {manifest.shard_file(shard).name for shard in range(len(manifest.sizes))}
+    if manifest.made_by != "pack" or is_url(manifest.location):
+        return
     for file in sorted(manifest.path.glob("*.tar")):
-        if manifest.made_by == "pack" and file.name not in known:
+        if file.name not in known:
             yield Fault(file.name, "", 0, "the manifest does not have this shard")

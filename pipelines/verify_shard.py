@@ -52,9 +52,9 @@ class ShardCheck:
 def check_shard(shard: int, *, path: str) -> ShardCheck:
     """Size, hash, tar headers, CRCs and pictures of the shard number `shard` of the data set in `path`."""
     manifest, found = _open(path), ShardCheck()
-    name = manifest.shard_path(shard).name
+    name = manifest.shard_file(shard).name
     try:
-        with open_tar(manifest.shard_path(shard)) as file:
+        with open_tar(manifest.shard_file(shard).location) as file:
             _Checker(manifest, shard, file, found).run()
     except (RuntimeError, OSError, ValueError, TypeError, KeyError) as error:  # a damaged table can hold anything
         found.faults.append(Fault(name, "", 0, str(error)))
@@ -70,7 +70,7 @@ def _open(path: str) -> Manifest:
 class _Checker:
     def __init__(self, manifest: Manifest, shard: int, file: BinaryIO, found: ShardCheck) -> None:
         self.manifest, self.shard, self.file, self.found = manifest, shard, file, found
-        self.name = manifest.shard_path(shard).name
+        self.name = manifest.shard_file(shard).name
         self.size = file.seek(0, 2)
         file.seek(0)
         self.digest = hashlib.sha256()

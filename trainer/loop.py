@@ -21,13 +21,14 @@ from trainer.state import Training
 
 
 class Stream(Protocol):
-    """Endless batches; `position` counts what was handed out, `wait_s` the seconds that took."""
+    """Endless batches; `position` counts what was handed out."""
 
     @property
     def position(self) -> int: ...
 
     @property
-    def wait_s(self) -> float: ...
+    def counts(self) -> dict[str, float]:
+        """What happened so far on this rank, always the same names; `wait_s` are the seconds spent waiting for batches."""
 
     def __next__(self) -> Batch: ...
 
@@ -55,7 +56,7 @@ def fit(config: RunConfig, training: Training, stream: Stream, hooks: Hooks, *, 
     training.encoder.train()
     if start == 0 and hooks.evaluate is not None:
         hooks.log(0, hooks.evaluate(training.average.module))
-    meter = _Meter(stream, start)
+    meter = _Meter(stream, start, device)
     for step in range(start + 1, steps + 1):
         rate = learning_rate(config.optim, step, steps)
         for group in training.optimizer.param_groups:
@@ -102,17 +103,22 @@ def _refuse_nonfinite(step: int, loss: Tensor, norm: Tensor) -> None:
 
 
 class _Meter:
-    """Speed between two readings."""
+    """What happened between two readings."""
 
-    def __init__(self, stream: Stream, start: int) -> None:
-        self.stream = stream
+    def __init__(self, stream: Stream, start: int, device: torch.device) -> None:
+        self.stream, self.device = stream, device
         self.restart(start)
 
     def restart(self, step: int) -> None:
-        self.step, self.time, self.waited = step, time.perf_counter(), self.stream.wait_s
+        self.step, self.time, self.counts = step, time.perf_counter(), self.stream.counts
 
     def read(self, step: int, images_per_step: int) -> dict[str, float]:
+        """Speed, and the loaders' counts over all ranks. Collective: every rank calls it."""
         seconds = max(time.perf_counter() - self.time, 1e-9)
-        waited, steps = self.stream.wait_s - self.waited, step - self.step
+        before, now, steps = self.counts, self.stream.counts, step - self.step
+        grown = torch.tensor([now[name] - before[name] for name in now], dtype=torch.float64, device=self.device)
+        counts = dict(zip(now, collectives.total(grown).tolist(), strict=True))
+        waited = counts.pop("wait_s") / collectives.world()
         self.restart(step)
-        return {"train/images_per_s": steps * images_per_step / seconds, "train/wait_share": waited / seconds}
+        speed = {"train/images_per_s": steps * images_per_step / seconds, "train/wait_share": waited / seconds}
+        return speed | {f"loader/{name}": number for name, number in counts.items()}

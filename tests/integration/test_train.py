@@ -55,6 +55,14 @@ def reference(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     return config, train(config, "one", "--local", *settings)
 
 
+def test_the_log_tells_what_the_loader_did(reference: tuple[Path, dict[str, Any]]) -> None:
+    rows = [row for step, row in curve(reference[1]).items() if step > 0]
+    assert all(0 <= row["train/wait_share"] <= 1 for row in rows)
+    assert sum(row["loader/bytes_read"] for row in rows) > 0
+    for name in ("bytes_fetched", "cache_hits", "cache_misses", "bad_images"):
+        assert {row[f"loader/{name}"] for row in rows} == {0}
+
+
 def assert_same_curve(result: dict[str, Any], reference: dict[str, Any]) -> None:
     found, expected = curve(result), curve(reference)
     assert list(found) == list(expected) == list(range(51))
