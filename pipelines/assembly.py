@@ -84,9 +84,7 @@ def _add(manifest: ManifestWriter, shard: Shard) -> None:
     if shard.tar.is_file():
         os.replace(shard.tar, place)
     elif not place.is_file() or place.stat().st_size != shard.nbytes:
-        raise Unrecoverable(
-            f"{str(shard.tar)!r} is lost: remove {str(manifest.out)!r} with all that is beside it, and pack again"
-        )
+        raise Unrecoverable(f"{str(shard.tar)!r} is lost: remove {str(shard.tar.parents[2])!r} and pack again")
     manifest.add(name, shard.nbytes, shard.sha256, shard.samples)
 
 

@@ -23,7 +23,7 @@ from pipelines.prepare import PackedImage
 from pipelines.records import Record
 from pipelines.samples import SCHEMA
 from pipelines.shards import ShardWriter, shard_name
-from pipelines.urls import UrlFile
+from pipelines.urls import Answers, UrlFile
 from pipelines.work import write_json
 
 ABOUT = "chunk.json"
@@ -79,7 +79,7 @@ class Prepared:
     record: Record
     images: list[PackedImage] = field(default_factory=list)
     rejected: list[tuple[str, str]] = field(default_factory=list)
-    errors: list[Exception] = field(default_factory=list)
+    errors: list[Exception | None] = field(default_factory=list)  # one an image
 
 
 def write_chunk(chunk: Chunk) -> None:
@@ -121,6 +121,7 @@ def prepare_record(record: Record, *, prepare: Prepare) -> Prepared:
     for image in record.images:
         try:
             result.images.append(prepare(image.read()))
+            result.errors.append(None)
         except (OSError, ValueError) as error:
             result.errors.append(error)
             result.rejected.append((image.name, "no such file" if isinstance(error, FileNotFoundError) else str(error)))
@@ -136,7 +137,7 @@ def num_threads(records: list[Record], threads: int) -> int:
 def _write_into(folder: Path, chunk: Chunk) -> dict[str, object]:
     shards: list[tuple[int, str]] = []
     rejected: list[tuple[str, str]] = []
-    images, counted = 0, time.monotonic()
+    images, counted, answers = 0, time.monotonic(), Answers()
 
     def note(url: str, nbytes: int, sha256: str, samples: pa.Table) -> None:
         path = (folder / url).with_suffix(".parquet")
@@ -154,11 +155,14 @@ def _write_into(folder: Path, chunk: Chunk) -> dict[str, object]:
     ):
         for place, item in enumerate(prepared, chunk.first):
             images += len(item.record.images)
+            for image, error in zip(item.record.images, item.errors, strict=True):
+                answers.note(image, error)
             rejected += item.rejected
             if not item.rejected:
                 writer.write(place, item.record, item.images)
             if time.monotonic() - counted > COUNT_EVERY_S:
                 counted = time.monotonic()
                 (folder / COUNT).write_text(str(images))
+    answers.require()  # else a store that has just gone down would cost the images it did not give
     (folder / COUNT).unlink(missing_ok=True)
     return {"shards": shards, "rejected": rejected, "images": images}

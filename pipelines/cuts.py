@@ -64,5 +64,5 @@ def _beside_images(kind: str, record: Record) -> int:
 
 def _refuse_silence(prepared: list[Prepared]) -> None:
     errors = [error for item in prepared for error in item.errors]
-    if errors and all(item.errors for item in prepared) and all(isinstance(error, StoreError) for error in errors):
+    if all(isinstance(error, StoreError) for error in errors):
         raise StoreDown(f"none of {len(errors)} images could be fetched; the first: {prepared[0].rejected[0][0]}: {errors[0]}")

@@ -33,7 +33,8 @@ from pipelines.work import publish, read_json, work_folder, write_json
 __all__ = ["REJECTED", "PackSummary", "SetSummary", "list_source", "pack"]
 SPLITS = ("class", "record")
 CHUNKS, CUTS, MADE = "chunks", "cuts.json", "made"  # in the work folder
-FEW_RECORDS = 2000  # threads have packed so many before processes have started
+MB = 2**20
+FEW_RECORDS = 8000  # threads have packed so many before processes, which have to start first, overtake them
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +162,7 @@ def _cut(
     measure = partial(estimate, kind=options.kind, sizes=listing.sizes, prepare=_prepare(options), threads=workers)
     transcodes = options.reencode or options.max_side is not None
     return {
-        name: cut(measure(records, order, transcodes=transcodes), options.max_shard_mb * 2**20, options.max_shard_records)
+        name: cut(measure(records, order, transcodes=transcodes), options.max_shard_mb * MB, options.max_shard_records)
         for name, order in orders.items()
     }
 
@@ -178,7 +179,7 @@ def _chunks(records: Records, orders: dict[str, Int64s], spots: list[Spot], opti
             records=picked,
             class_index={name: numbers[name] for record in picked if (name := record.entity) is not None and name in numbers},
             prepare=_prepare(options),
-            max_bytes=options.max_shard_mb * 2**20,
+            max_bytes=options.max_shard_mb * MB,
             max_records=options.max_shard_records,
             threads=threads,
         )

@@ -79,17 +79,49 @@ def store_of(url: str) -> str:
 
 
 def retried(call: Callable[[bool], T]) -> T:
-    """`call(fresh)` up to TRIES times; `fresh` asks for a new connection. A missing file is not asked for again."""
+    """`call(fresh)` up to TRIES times; `fresh` asks for a new connection. A file that is missing is not asked for again."""
     for attempt in range(TRIES):
         try:
             return call(attempt > 0)
-        except (FileNotFoundError, ImportError):
+        except (FileNotFoundError, ImportError, ValueError):
             raise
         except Exception:
             if attempt == TRIES - 1:
                 raise
             time.sleep(PAUSE_S * 2**attempt)
     raise AssertionError("unreachable")
+
+
+class Answers:
+    """Whether the stores that failed to give some images give anything at all."""
+
+    def __init__(self) -> None:
+        self._given: dict[str, UrlFile] = {}
+        self._failed: Counter[str] = Counter()
+
+    def note(self, image: object, error: Exception | None) -> None:
+        """An image that was read, or the error that came instead."""
+        if isinstance(image, UrlFile):
+            if error is None:
+                self._given.setdefault(store_of(image.url), image)
+            elif isinstance(error, StoreError):
+                self._failed[store_of(image.url)] += 1
+
+    def require(self) -> None:
+        """Raise StoreDown unless each store that failed still gives an image that it gave before.
+
+        A store that gave none is believed to be up when it failed once or twice only.
+        """
+        for store, count in self._failed.items():
+            if store not in self._given and count > 2:
+                raise StoreDown(f"{store} does not answer: it gave none of {count} images")
+            if store in self._given:
+                try:
+                    self._given[store].read()
+                except FileNotFoundError:
+                    pass
+                except StoreError as error:
+                    raise StoreDown(f"{store} does not answer any more: {error}") from error
 
 
 def find(folder: str) -> tuple[str, list[RemoteFile]]:
