@@ -61,6 +61,6 @@ def _result(reference: Any) -> Any:
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        raise error.cause from None
+        raise error.cause or RuntimeError(str(error)) from None
     except ray.exceptions.RayError as error:
         raise RuntimeError(f"a Ray task was lost: {str(error).strip().splitlines()[0]}") from error

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
 
 from configs.errors import Unrecoverable
-from pipelines.chunks import Finished, Shard, read_chunk
+from pipelines.chunks import TEMPORARY, Finished, Shard, read_chunk
 from pipelines.folders import make_folder, sync
 from pipelines.manifest_writer import ManifestWriter
 from pipelines.shards import shard_name
@@ -30,8 +31,10 @@ class Spot:
 
 
 def find_spots(chunks: Path, cuts: dict[str, list[int]]) -> list[Spot]:
-    """All of them in order; makes the folder they go into."""
+    """All of them in order; makes the folder they go into, and clears it of what killed tasks have left there."""
     make_folder(chunks, exist_ok=True)
+    for left in chunks.glob(f"*{TEMPORARY}*"):
+        shutil.rmtree(left, ignore_errors=True)
     return [
         Spot(part, chunks / f"{part}-{number:06d}", first, end)
         for part, places in cuts.items()

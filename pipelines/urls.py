@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -17,7 +17,8 @@ import fsspec.core
 TRIES = 3
 PAUSE_S = 0.5  # before the second try, twice that before the third
 TIMEOUT_S = 60.0  # for one image
-IN_A_ROW = 20  # images that a store fails to give before it counts as down
+IN_A_ROW = 20  # images that are not given before their store counts as down
+A_FEW = 3
 
 T = TypeVar("T")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -40,22 +41,21 @@ class UrlFile:
 
     def read(self) -> bytes:
         """The whole file. Raises FileNotFoundError, StoreError after TRIES tries, StoreDown when many fail in a row."""
-        store = store_of(self.url)
         try:
             data = retried(lambda fresh: _fetch(self.url, fresh))
         except FileNotFoundError:  # an answer too
-            _failed.forget(store)
+            _failed.end()
             raise
         except ImportError as error:
             raise StoreDown(f"cannot read {self.url}: {error}") from error
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".rstrip(": ")
-            if _failed.count(store) >= IN_A_ROW:
+            if _failed.add() >= IN_A_ROW:
                 raise StoreDown(
-                    f"{store} does not answer: {IN_A_ROW} images in a row failed, the last with {reason}"
+                    f"{store_of(self.url)} does not answer: {IN_A_ROW} images in a row failed, the last with {reason}"
                 ) from error
             raise StoreError(f"{TRIES} tries failed, the last with {reason}") from error
-        _failed.forget(store)
+        _failed.end()
         return data
 
 
@@ -93,35 +93,35 @@ def retried(call: Callable[[bool], T]) -> T:
 
 
 class Answers:
-    """Whether the stores that failed to give some images give anything at all."""
+    """Whether stores have answered while many images were read."""
 
     def __init__(self) -> None:
-        self._given: dict[str, UrlFile] = {}
-        self._failed: Counter[str] = Counter()
+        self._given: dict[str, UrlFile] = {}  # of each store one image
+        self._num_given = self._num_failed = 0
 
     def note(self, image: object, error: Exception | None) -> None:
         """An image that was read, or the error that came instead."""
-        if isinstance(image, UrlFile):
-            if error is None:
-                self._given.setdefault(store_of(image.url), image)
-            elif isinstance(error, StoreError):
-                self._failed[store_of(image.url)] += 1
+        if isinstance(image, UrlFile) and error is None:
+            self._given.setdefault(store_of(image.url), image)
+            self._num_given += 1
+        self._num_failed += isinstance(error, StoreError)
 
     def require(self) -> None:
-        """Raise StoreDown unless each store that failed still gives an image that it gave before.
+        """Raise StoreDown when most failed, more than A_FEW, or when what was given before is not given any more."""
+        if self._num_failed > max(self._num_given, A_FEW):
+            raise StoreDown(f"stores do not answer: {self._num_failed} images failed, only {self._num_given} could be fetched")
+        if self._num_failed and self._given and not any(_is_up(image) for image in list(self._given.values())[:A_FEW]):
+            raise StoreDown(f"{' and '.join(list(self._given)[:A_FEW])} do not answer any more")
 
-        A store that gave none is believed to be up when it failed once or twice only.
-        """
-        for store, count in self._failed.items():
-            if store not in self._given and count > 2:
-                raise StoreDown(f"{store} does not answer: it gave none of {count} images")
-            if store in self._given:
-                try:
-                    self._given[store].read()
-                except FileNotFoundError:
-                    pass
-                except StoreError as error:
-                    raise StoreDown(f"{store} does not answer any more: {error}") from error
+
+def _is_up(image: UrlFile) -> bool:
+    try:
+        image.read()
+    except FileNotFoundError:
+        return True
+    except StoreError:
+        return False
+    return True
 
 
 def find(folder: str) -> tuple[str, list[RemoteFile]]:
@@ -150,9 +150,16 @@ def stamp(url: str) -> str:
     return _changed(_asked(url, lambda fs, path: fs.info(path)))
 
 
-def open_file(url: str) -> Any:
-    """A seekable binary file. Raises as `find` does."""
-    return _asked(url, lambda fs, path: fs.open(path, "rb"))
+@contextmanager
+def opened(url: str) -> Iterator[Any]:
+    """A seekable binary file. Raises as `find` does, also for what goes wrong while it is read."""
+    with _asked(url, lambda fs, path: fs.open(path, "rb")) as file:
+        try:
+            yield file
+        except (ValueError, KeyError, RuntimeError):  # of the reader's, or told already
+            raise
+        except Exception as error:
+            raise RuntimeError(_silent(url, error)) from error
 
 
 def _asked(url: str, question: Callable[[Any, str], T]) -> T:
@@ -166,7 +173,11 @@ def _asked(url: str, question: Callable[[Any, str], T]) -> T:
     except (ImportError, ValueError) as error:
         raise ValueError(f"cannot open {url!r}: {error}") from error
     except Exception as error:
-        raise RuntimeError(f"{store_of(url)} does not answer: {type(error).__name__}: {error}; asked for {url!r}") from error
+        raise RuntimeError(_silent(url, error)) from error
+
+
+def _silent(url: str, error: Exception) -> str:
+    return f"{store_of(url)} does not answer: {type(error).__name__}: {error}; asked for {url!r}"
 
 
 def _fetch(url: str, fresh: bool) -> bytes:
@@ -181,21 +192,22 @@ def _changed(info: dict[str, Any]) -> str:
     return " ".join(f"{name}={info[name]}" for name in told if info.get(name) is not None)
 
 
-class _Failed:
-    """How many images in a row each store has failed to give, over all threads."""
+class _Streak:
+    """How many images in a row were not given, over all threads. One that is given by whatever store ends it: where a table
+    names many stores, some are gone for ever, and their images are simply left out."""
 
     def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
+        self._count = 0
         self._lock = threading.Lock()
 
-    def count(self, store: str) -> int:
+    def add(self) -> int:
         with self._lock:
-            self._counts[store] += 1
-            return self._counts[store]
+            self._count += 1
+            return self._count
 
-    def forget(self, store: str) -> None:
+    def end(self) -> None:
         with self._lock:
-            self._counts.pop(store, None)
+            self._count = 0
 
 
-_failed = _Failed()
+_failed = _Streak()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipelines.hashing import Int64s
 from pipelines.records import ImageFile
-from pipelines.urls import is_url, open_file
+from pipelines.urls import is_url, opened
 
 BATCH_ROWS = 256
 
@@ -111,7 +111,7 @@ def holds_bytes(kind: pa.DataType) -> bool:
 @contextmanager
 def open_table(table: str) -> Iterator[pyarrow.parquet.ParquetFile]:
     """A Parquet file on this machine or at a URL."""
-    with open_file(table) if is_url(table) else open(table, "rb") as file, pyarrow.parquet.ParquetFile(file) as parquet:
+    with opened(table) if is_url(table) else open(table, "rb") as file, pyarrow.parquet.ParquetFile(file) as parquet:
         yield parquet
 
 

@@ -19,7 +19,7 @@ from pipelines.columns import ColumnRecords
 from pipelines.hashing import Int64s
 from pipelines.records import MAX_NEGATIVES, ImageFile, Listing, LocalFile
 from pipelines.sources.cells import CellColumn, holds_bytes, open_table
-from pipelines.urls import UrlFile, is_url, open_file, stamp
+from pipelines.urls import UrlFile, is_url, opened, stamp
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".jsonl", ".ndjson")
 NEGATIVES = ("negative", *(f"negative{i}" for i in range(MAX_NEGATIVES)))
@@ -134,12 +134,11 @@ def _read(source: str, kind: str) -> tuple[pa.Table, dict[str, CellColumn], list
             with open_table(source) as file:
                 schema = file.schema_arrow
                 _refuse_vectors(source, schema, kind)
-                cells = [
-                    name for name in schema.names if name in wanted - {*NO_IMAGES} and holds_bytes(schema.field(name).type)
-                ]
-                table = file.read([name for name in schema.names if name in wanted and name not in cells])
+                names = [name for name in schema.names if name in wanted]
+                cells = [name for name in names if name not in NO_IMAGES and holds_bytes(schema.field(name).type)]
+                table = file.read([name for name in names if name not in cells])
             return table, {name: CellColumn(source, name) for name in cells}, schema.names
-        with open_file(source) if is_url(source) else open(source, "rb") as file:
+        with opened(source) if is_url(source) else open(source, "rb") as file:
             if suffix == ".csv":
                 text = {name: pa.string() for names in NEEDED.values() for name in (*names, *NEGATIVES, "group")}
                 options = pyarrow.csv.ConvertOptions(column_types=text)

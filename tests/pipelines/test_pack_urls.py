@@ -144,12 +144,40 @@ def test_a_store_that_is_down_stops_the_pack_and_it_goes_on_later(tmp_path: Path
         return 200 if sum(fine.values()) < 85 else 503  # after the sample and some chunks
 
     store.answer = dies
-    with pytest.raises(RuntimeError, match=r"does not answer.*out\.partial"):
+    with pytest.raises(RuntimeError, match=r"not answer.*out\.partial"):
         pack(table, tmp_path / "out", max_shard_records=10)
     assert not (tmp_path / "out").exists()
     store.answer = lambda path, time: 200
     assert pack(table, tmp_path / "out", max_shard_records=10).resumed_chunks >= 2
     pack(table, tmp_path / "whole", max_shard_records=10)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+
+
+def test_one_store_of_several_that_is_gone_only_costs_its_images(tmp_path: Path, folder: Path, store: Store) -> None:
+    table = by_url(tmp_path / "t.csv", folder, store.url)
+    gone = "http://127.0.0.1:1"
+    table.write_text("".join(line.replace(store.url, gone) if i % 5 == 0 else line for i, line in enumerate(table.open())))
+    summary = pack(table, tmp_path / "out", max_shard_records=20)
+    assert {name.startswith(gone) for name, _ in summary.rejected} == {True}
+    assert len(summary.rejected) == 10
+
+
+def test_a_store_that_goes_down_with_the_last_images_does_not_cost_them(tmp_path: Path, folder: Path, store: Store) -> None:
+    table = by_url(tmp_path / "t.csv", folder, store.url)
+    pack(table, tmp_path / "whole")
+    last = Manifest.open(tmp_path / "whole").sources(0)[-5:]
+    paths = {name.removeprefix(store.url) for name in last}
+    down = [False]
+
+    def answer(path: str, time: int) -> int:
+        down[0] |= path in paths and time > 3  # twice for the other pack, once for the sample
+        return 500 if down[0] else 200
+
+    store.answer = answer
+    with pytest.raises(RuntimeError, match="not answer"):
+        pack(table, tmp_path / "out")
+    store.answer = lambda path, time: 200
+    assert pack(table, tmp_path / "out").records == 56
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
