@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from cluster.progress import bar
+from cluster.tasks import ray_map
 from tests.conftest import Answer
 from tests.pipelines.conftest import fill_classes
 from tests.pipelines.test_pack import files_of
@@ -21,7 +23,13 @@ def test_ray_tasks_give_the_bytes_of_one_process(nearfar: Nearfar, tmp_path: Pat
     source = fill_classes(tmp_path / "images", {"a": 30, "b": 31})
     (source / "a" / "bad.png").write_bytes(b"no image")
     options = ["--max-shard-records", 10, "--eval-fraction", 0.2, "--split", "record", "--json"]
-    with_ray = nearfar("pack", source, tmp_path / "ray", "--ray", "--workers", 2, *options)
+    with ray_map(None, 2) as (run, tasks):
+        assert tasks == 2
+        assert list(run(Path.stat, [source] * 9)) == [source.stat()] * 9
+        with pytest.raises(IsADirectoryError) as raised:
+            list(run(Path.read_bytes, [source]))
+        assert raised.value.errno == errno.EISDIR
+        with_ray = nearfar("pack", source, tmp_path / "ray", "--ray", "--workers", 2, *options)
     assert with_ray.code == 0, with_ray.err
     alone = nearfar("pack", source, tmp_path / "alone", "--workers", 1, *options)
     assert files_of(tmp_path / "ray") == files_of(tmp_path / "alone")
