@@ -44,6 +44,8 @@ def main() -> None:
             sys.exit(2)
         if type(error).__name__ == "JobFailed":
             _fail(str(error), 1)
+        if type(error).__name__ == "Interrupted":
+            _fail(str(error), INTERRUPTED)
         if isinstance(error, (ValueError, RuntimeError, OSError)):
             _fail(str(error), 2)
         raise
@@ -97,51 +99,50 @@ def fetch(
 @app.command()
 def pack(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="Images in folders by class, a parquet, CSV or JSONL table, or tars.")
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="Images in folders by class, a table (parquet, CSV, JSONL), or tars; path or URL."
+        ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder for the shards.")],
     kind: Annotated[str, typer.Option(help="labelled, pair, labelled_pair or triplet.")] = "labelled",
     eval_fraction: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share held out, in OUT/eval.")] = 0.0,
     split: Annotated[str, typer.Option(help="Hold out whole classes (class) or single records (record).")] = "class",
     max_shard_mb: Annotated[int, typer.Option(min=1)] = 256,
+    max_shard_records: Annotated[int | None, typer.Option(min=1)] = None,
     max_side: Annotated[int | None, typer.Option(min=8, help="Shrink larger images to this longest side.")] = None,
-    workers: Annotated[int, typer.Option(min=1)] = 2,
+    quality: Annotated[int | None, typer.Option(min=1, max=100, help="Of JPEGs written anew; 92 if not given.")] = None,
+    reencode: Annotated[bool, typer.Option("--reencode", help="Make every JPEG upright, baseline and 4:2:0.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes, 2 if not given; Ray tasks: one a CPU.")] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Tasks of this machine's own Ray instead of processes.")] = False,
+    address: Annotated[str | None, typer.Option(metavar="URL", help="Tasks of a running Ray cluster; OUT is shared.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the split and of the order in the shards.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Turn images into shards that training streams.
+    """Turn images into shards that training streams. Stopped in the middle, the same command goes on.
 
     Example: nearfar pack images/emoji shards/emoji --eval-fraction 0.25
     """
-    import pipelines.pack as packing
-    from cluster.progress import bar, say
+    from cluster.packing import as_dict, describe, run_pack, tell_left_out
 
-    with bar("packing", "records") as report:
-        summary = packing.pack(
-            source,
-            out,
-            kind=kind,
-            eval_fraction=eval_fraction,
-            split=split,
-            max_shard_mb=max_shard_mb,
-            max_side=max_side,
-            workers=workers,
-            seed=seed,
-            progress=report,
-        )
-    for path, reason in summary.rejected[:20]:
-        say(f"left out: {path}: {reason}")
-    if len(summary.rejected) > 20:
-        say(f"... and {len(summary.rejected) - 20} more in {out / packing.REJECTED}")
-    if summary.empty_classes:
-        say(f"empty class folders: {', '.join(summary.empty_classes[:10])}")
-    sets = {name: {"path": str(s.path), "records": s.records, "classes": s.classes} for name, s in summary.sets.items()}
-    found = {"sets": sets, "rejected": summary.rejected, "ignored": summary.ignored}
-    lines = [
-        f"{s.path}: {s.records} records, {s.images} images, {s.classes} classes, {s.shards} shards"
-        for s in summary.sets.values()
-    ]
-    _print(found, as_json=as_json, text="\n".join([*lines, f"{len(summary.rejected)} images left out"]))
+    summary = run_pack(
+        source,
+        out,
+        ray=ray,
+        address=address,
+        workers=workers,
+        kind=kind,
+        eval_fraction=eval_fraction,
+        split=split,
+        max_shard_mb=max_shard_mb,
+        max_shard_records=max_shard_records,
+        max_side=max_side,
+        quality=quality,
+        reencode=reencode,
+        seed=seed,
+    )
+    tell_left_out(summary, out)
+    _print(as_dict(summary), as_json=as_json, text=describe(summary))
 
 
 @app.command()

@@ -38,7 +38,7 @@ def index(
     from cluster.progress import bar, say
     from pipelines.index import REJECTED
     from pipelines.index import index as make_index
-    from pipelines.processes import when_slow
+    from pipelines.parallel import when_slow
     from pipelines.tar_urls import expand_tars
 
     urls = expand_tars(tars)
@@ -74,7 +74,7 @@ def verify(shards: Shards, workers: Annotated[int, typer.Option(min=1, help="Pro
     Example: nearfar verify shards/emoji/train --workers 8
     """
     from cluster.progress import bar
-    from pipelines.processes import when_slow
+    from pipelines.parallel import when_slow
     from pipelines.verify import verify as verify_all
 
     with bar("verifying", "shards") as report:

@@ -59,7 +59,7 @@ def _shards(data: str, out: Path) -> Path:
         if not images.exists():
             with bar(f"fetching {data}") as report:
                 resolve("dataset", data)(images, progress=report)
-        with bar("packing", "records") as report:
+        with bar("packing", "images") as report:
             pack(images, shards, eval_fraction=0.25, split=SPLIT[data], max_side=MAX_SIDE, workers=2, progress=report)
     return shards
 

@@ -87,7 +87,7 @@ def _rank(rank: int, world: int, store: Path, job: Job) -> None:
 
 
 def _run_ray(job: Job, address: str | None) -> None:
-    _quiet_ray()
+    quiet_ray()
     import ray
     from ray import train
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -95,7 +95,7 @@ def _run_ray(job: Job, address: str | None) -> None:
     settings = job.config.cluster
     started = not ray.is_initialized()
     if started:
-        _init_ray(address, settings.workers * settings.cpus_per_worker)
+        init_ray(address, settings.workers * settings.cpus_per_worker, otherwise="--local trains without Ray")
     try:
         _refuse_too_small(job)
         resources = {"CPU": settings.cpus_per_worker}
@@ -132,7 +132,7 @@ def _ray_rank(config: dict[str, Any]) -> None:
     worker_main(context.ray_worker(gpu=job.config.cluster.gpus_per_worker > 0), job)
 
 
-def _quiet_ray() -> None:
+def quiet_ray() -> None:
     """Ray's defaults talk much and wait long; what the user has set stays."""
     settings = {
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -146,7 +146,8 @@ def _quiet_ray() -> None:
         os.environ.setdefault(name, value)
 
 
-def _init_ray(address: str | None, cpus: float) -> None:
+def init_ray(address: str | None, cpus: float, *, otherwise: str) -> None:
+    """Connect to the cluster, or start one here with at least so many CPUs; `otherwise` tells what to do when neither works."""
     import ray
 
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
@@ -165,7 +166,7 @@ def _init_ray(address: str | None, cpus: float) -> None:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = address or "this machine"
-        raise RuntimeError(f"cannot reach Ray at {where}: {_last_line(str(error))}; --local trains without Ray") from error
+        raise RuntimeError(f"cannot reach Ray at {where}: {_last_line(str(error))}; {otherwise}") from error
 
 
 def _refuse_too_small(job: Job) -> None:

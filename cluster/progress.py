@@ -8,10 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 Report = Callable[[int, "int | None"], None]
 EVERY_S = 10.0  # between two plain lines
@@ -26,28 +27,49 @@ def say(text: str) -> None:
 
 @contextmanager
 def bar(label: str, unit: str = "") -> Iterator[Callable[..., None]]:
-    """Yields `report(done, total=None, note="")`."""
+    """Yields `report(done, total=None, note="")`. Speed and time left are told too, counted from the first report on."""
     if not err.is_terminal:
         yield _plain(label, unit)
         return
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeElapsedColumn()]
-    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=err) as shown:
-        task = shown.add_task(label, total=None, note="")
+    columns += [TextColumn("{task.fields[pace]}"), TextColumn("{task.fields[note]}")]
+    with Progress(*columns, console=err) as shown:
+        task, pace = shown.add_task(label, total=None, pace="", note=""), _Pace(unit)
 
         def report(done: int, total: int | None = None, note: str = "") -> None:
-            shown.update(task, completed=done, total=total, note=note)
+            shown.update(task, completed=done, total=total, pace=pace(done, total), note=note)
 
         yield report
 
 
+class _Pace:
+    """How fast it goes and how long it takes. What was done before the first report says nothing about either."""
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._began: tuple[float, int] | None = None
+
+    def __call__(self, done: int, total: int | None) -> str:
+        now = time.monotonic()
+        if self._began is None or done < self._began[1]:
+            self._began = now, done
+        rate = (done - self._began[1]) / max(now - self._began[0], 1e-3)
+        if not rate:
+            return ""
+        speed = f"{rate:.{0 if rate >= 10 else 1}f} {self._unit}/s".replace(" /", "/")
+        return speed if total is None or done >= total else f"{speed}, {timedelta(seconds=round((total - done) / rate))} left"
+
+
 def _plain(label: str, unit: str) -> Callable[..., None]:
     last = [time.monotonic() - EVERY_S]
+    pace = _Pace(unit)
 
     def report(done: int, total: int | None = None, note: str = "") -> None:
+        speed = pace(done, total)
         if done == total or time.monotonic() - last[0] >= EVERY_S:
             last[0] = time.monotonic()
             of = f"/{total}" if total is not None else ""
-            print(" ".join(filter(None, [f"{label}: {done}{of}", unit, note])), file=sys.stderr, flush=True)
+            print(" ".join(filter(None, [f"{label}: {done}{of}", unit, speed, note])), file=sys.stderr, flush=True)
 
     return report
 

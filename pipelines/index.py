@@ -17,7 +17,7 @@ from pipelines.index_scan import Rejected, Scan, scan_tar
 from pipelines.keys import repeated_keys
 from pipelines.manifest import Manifest
 from pipelines.manifest_writer import ManifestWriter
-from pipelines.processes import Map, in_process
+from pipelines.parallel import Map, in_process
 from pipelines.records import require_kind
 from pipelines.tar import TarError, TarReader
 from pipelines.tar_records import TarRecord, infer_kind, is_text, read_records

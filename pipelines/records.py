@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pipelines.hashing import hash_entity
+from pipelines.hashing import Int64s, hash_entity
 
 MAX_NEGATIVES = 8
 MEMBERS: dict[str, tuple[str, ...]] = {
@@ -63,15 +63,28 @@ class Record:
         return self.images[0].name
 
 
+class Records(Protocol):
+    """Records by number: a list of them, or columns that make them when asked."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Record: ...
+
+    def __iter__(self) -> Iterator[Record]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Listing:
     """What a source holds: its records, and what was passed over on the way."""
 
-    records: Sequence[Record]
+    records: Records
     ignored: int = 0  # files that are hidden or no images
     empty_classes: tuple[str, ...] = ()
     nbytes: int = 0  # of the image files, where known
     rejected: tuple[tuple[str, str], ...] = ()  # what lacks something, and what it is
+    sizes: Int64s | None = None  # [n, k] bytes of every record's images: 0 where there is none, -1 where it is not known
+    stamp: str = ""  # differs once the source has changed; empty: the records' own names have to do
+    stage: Callable[[Path], Records] | None = None  # copies into a folder what is slow to read out of order
 
 
 def require_kind(kind: str) -> None:

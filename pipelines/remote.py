@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from configs.errors import Unrecoverable
 from configs.schema import Data
 
 T = TypeVar("T")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 5
@@ -26,7 +28,7 @@ _NOT_THERE = (FileNotFoundError, PermissionError, IsADirectoryError)  # without 
 
 def is_url(location: str) -> bool:
     """Whether fsspec has to open it: `s3://...`, `https://...`, `memory://...`."""
-    return "://" in location
+    return _URL.match(location) is not None
 
 
 def join(root: str, name: str) -> str:

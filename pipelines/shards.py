@@ -1,24 +1,25 @@
-"""Writes one data set: tar shards that stock webdataset reads, and the manifest over them."""
+"""Writes tar shards that stock webdataset reads, and says of each what lies where."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Protocol, TypeVar
 
 import pyarrow as pa
 import webdataset as wds
 
-from pipelines.manifest_writer import ManifestWriter
+from pipelines.hashing import Int64s
 from pipelines.prepare import PackedImage
 from pipelines.records import Record, describe, make_key, member_groups, member_names
 from pipelines.samples import SCHEMA
 
+SizeT = TypeVar("SizeT", int, Int64s)
 BLOCK = 512  # of a tar: headers take one, contents are filled up to a multiple
 
 
@@ -55,45 +56,61 @@ class _OpenShard:
     rows: list[dict[str, Any]]
 
 
-class ShardWriter:
-    """Use as a context manager; the manifest is written at the end, unless an exception ends it."""
+class Sink(Protocol):
+    """What is told of every finished shard, in their order; ManifestWriter.add is one."""
 
-    def __init__(self, out: Path, kind: str, *, max_shard_bytes: int, class_names: Sequence[str] = ()) -> None:
-        self.out, self.kind, self.max_shard_bytes = out, kind, max_shard_bytes
-        self.class_index = {name: index for index, name in enumerate(class_names)}
-        self.manifest = ManifestWriter(out, kind)
-        self._index = 0
+    def __call__(self, url: str, nbytes: int, sha256: str, samples: pa.Table, /) -> object: ...
+
+
+class ShardWriter:
+    """Tars of at most `max_bytes` or one record, and of at most `max_records`. Use as a context manager."""
+
+    def __init__(
+        self,
+        out: Path,
+        kind: str,
+        sink: Sink,
+        *,
+        max_bytes: int,
+        max_records: int | None = None,
+        class_index: Mapping[str, int] | None = None,
+    ) -> None:
+        """`class_index` numbers the classes of labelled data for the `.cls` members."""
+        self.out, self.kind, self.max_bytes, self.max_records = out, kind, max_bytes, max_records
+        self._class_index = class_index or {}
+        self._sink = sink
+        self._num_shards = 0
         self._open: _OpenShard | None = None
 
     def __enter__(self) -> ShardWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if error is None:
-            if self._open is not None:
-                self._close_shard()
-            self.manifest.finish()
+        if self._open is not None and error is None:
+            self._close_shard()
         elif self._open is not None:
             self._open.out.abandon()
 
-    def write(self, record: Record, images: Sequence[PackedImage]) -> None:
-        """Append one record. Records of one class that follow each other make a run."""
-        key = make_key(self._index, record.name)
+    def write(self, place: int, record: Record, images: Sequence[PackedImage]) -> None:
+        """Append one record; `place` is unique in the data set. Records of one class that follow each other make a run."""
+        key = make_key(place, record.name)
         payload = self._payload(record, images)
-        nbytes = sum(BLOCK + _padded(len(data)) for data in payload.values())
-        if self._open is not None and self._open.offset + nbytes > self.max_shard_bytes:
+        nbytes = sum(member_nbytes(len(data)) for data in payload.values())
+        if self._open is not None and self._is_full(self._open, nbytes):
             self._close_shard()
         shard = self._open = self._open or self._new_shard()
         shard.tar.write({"__key__": key, **payload})
         shard.rows.append(self._row(record, images, key, payload, shard.offset, nbytes))
         shard.offset += nbytes
-        self._index += 1
+
+    def _is_full(self, shard: _OpenShard, nbytes: int) -> bool:
+        return shard.offset + nbytes > self.max_bytes or len(shard.rows) == self.max_records
 
     def _payload(self, record: Record, images: Sequence[PackedImage]) -> dict[str, bytes]:
         names = member_names(self.kind, len(images))
         payload = {f"{name}.{image.suffix}".lstrip("."): image.data for name, image in zip(names, images, strict=True)}
         if self.kind == "labelled":
-            payload["cls"] = str(self.class_index[record.entity or ""]).encode()
+            payload["cls"] = str(self._class_index[record.entity or ""]).encode()
         about = describe(self.kind, record)
         if about is not None:
             payload["json"] = about
@@ -105,7 +122,7 @@ class ShardWriter:
         starts, position = {}, offset
         for name in sorted(payload):  # the order in which TarWriter writes them
             starts[name] = position + BLOCK
-            position += BLOCK + _padded(len(payload[name]))
+            position += member_nbytes(len(payload[name]))
         names = [name for name in payload if name not in ("cls", "json")]
         return {
             "key": key,
@@ -133,11 +150,17 @@ class ShardWriter:
         shard.tar.close()
         shard.out.close()
         samples = pa.Table.from_pylist(shard.rows, SCHEMA)
-        self.manifest.add(self._name(), shard.out.nbytes, shard.out.digest.hexdigest(), samples)
+        self._sink(self._name(), shard.out.nbytes, shard.out.digest.hexdigest(), samples)
+        self._num_shards += 1
 
     def _name(self) -> str:
-        return f"{self.manifest.num_shards:06d}.tar"
+        return shard_name(self._num_shards)
 
 
-def _padded(nbytes: int) -> int:
-    return -(-nbytes // BLOCK) * BLOCK
+def shard_name(number: int) -> str:
+    return f"{number:06d}.tar"
+
+
+def member_nbytes(nbytes: SizeT) -> SizeT:
+    """What a file, or each of an array of files, takes in a tar: its header, and its contents filled up to whole blocks."""
+    return BLOCK + -(-nbytes // BLOCK) * BLOCK

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from pipelines.hashing import Int64s, permutation
-from pipelines.records import Record
 
 _TAG_SPLIT, _TAG_ROWS, _TAG_RUNS = 101, 102, 103  # keep the shuffles apart from each other and from order.py's
 
 
-def split_records(records: Sequence[Record], kind: str, fraction: float, split: str, seed: int) -> tuple[Int64s, Int64s]:
-    """Indices of the records to train on and to evaluate on.
+def split_records(entities: Int64s, kind: str, fraction: float, split: str, seed: int) -> tuple[Int64s, Int64s]:
+    """Indices of the records to train on and to evaluate on.  entities [n]: the number of every record's entity
 
     split = class: an entity (class, or group of a pair) is on one side only. record: of every class a share on each side.
     Raises ValueError when a side would be left without anything to compare.
     """
-    entities = entity_numbers(records)
     num_entities = int(entities.max()) + 1
     if split == "class":
         least = 2 if kind == "labelled" else 1
@@ -34,16 +30,16 @@ def split_records(records: Sequence[Record], kind: str, fraction: float, split: 
     else:
         held_out = _every_nth(entities, fraction, seed)
         if held_out.all() or not held_out.any():
-            raise ValueError(f"an evaluation fraction of {fraction} of {len(records)} records leaves one side empty")
+            raise ValueError(f"an evaluation fraction of {fraction} of {len(entities)} records leaves one side empty")
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def write_order(records: Sequence[Record], indices: Int64s, kind: str, run_rows: int, seed: int) -> Int64s:
+def write_order(entities: Int64s, indices: Int64s, kind: str, run_rows: int, seed: int) -> Int64s:
     """`indices` in the order in which they are written: labelled data in shuffled runs of one class, the rest shuffled."""
     shuffled = indices[permutation(len(indices), seed, _TAG_ROWS)]
     if kind != "labelled":
         return shuffled
-    entities = entity_numbers([records[i] for i in shuffled])
+    entities = entities[shuffled]
     by_class = np.argsort(entities, kind="stable")
     entities, shuffled = entities[by_class], shuffled[by_class]
     first_of_class = np.searchsorted(entities, entities)
@@ -53,13 +49,6 @@ def write_order(records: Sequence[Record], indices: Int64s, kind: str, run_rows:
     rank_of_run = np.empty(int(run[-1]) + 1, dtype=np.int64)
     rank_of_run[permutation(len(rank_of_run), seed, _TAG_RUNS)] = np.arange(len(rank_of_run))
     return np.asarray(shuffled[np.argsort(rank_of_run[run], kind="stable")], dtype=np.int64)
-
-
-def entity_numbers(records: Sequence[Record]) -> Int64s:
-    """Number the entities by their names in sorted order; a record without one is an entity of its own."""
-    names = [f"1{record.entity}" if record.entity is not None else f"0{index}" for index, record in enumerate(records)]
-    numbers = {name: number for number, name in enumerate(sorted(set(names)))}
-    return np.asarray([numbers[name] for name in names], dtype=np.int64)
 
 
 def _every_nth(entities: Int64s, fraction: float, seed: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

@@ -15,7 +15,7 @@ import pyarrow.parquet
 from pipelines.hashing import hash_entity
 from pipelines.keys import repeated_keys
 from pipelines.manifest import Manifest
-from pipelines.processes import Map, in_process
+from pipelines.parallel import Map, in_process
 from pipelines.remote import is_url
 from pipelines.samples import SCHEMA, SHARDS_SCHEMA
 from pipelines.verify_shard import Fault, ShardCheck, check_shard

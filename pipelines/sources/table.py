@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from urllib.parse import urlsplit
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
-import pyarrow.parquet
+from numpy.typing import NDArray
 
-from pipelines.records import MAX_NEGATIVES, ImageFile, Listing, LocalFile, Record
+from pipelines.columns import ColumnRecords
+from pipelines.hashing import Int64s
+from pipelines.records import MAX_NEGATIVES, ImageFile, Listing, LocalFile
+from pipelines.remote import is_url
+from pipelines.sources.cells import CellColumn, holds_bytes, open_table
+from pipelines.urls import UrlFile, opened, stamp
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".jsonl", ".ndjson")
 NEGATIVES = ("negative", *(f"negative{i}" for i in range(MAX_NEGATIVES)))
@@ -22,112 +30,194 @@ NEEDED = {
     "triplet": ("anchor", "positive"),
     "labelled": ("image", "label"),
 }
+NO_IMAGES = ("label", "match", "group", "weight")
 MATCH = {"1": 1, "true": 1, "1.0": 1, "0": 0, "false": 0, "0.0": 0}
 
 
-@dataclass(frozen=True, slots=True)
-class CellImage:
-    """An image whose bytes lie in a cell of the table."""
-
-    column: pa.ChunkedArray
-    row: int
-    name: str
-
-    def read(self) -> bytes:
-        value = self.column[self.row].as_py()
-        return bytes(value["bytes"] if isinstance(value, dict) else value)
+def is_table(source: str) -> bool:
+    return suffix_of(source) in TABLE_SUFFIXES
 
 
-Cell = Callable[[int], ImageFile | None]
+def suffix_of(source: str) -> str:
+    """The suffix of a path or URL, e.g. `.csv`."""
+    return Path(urlsplit(source).path if is_url(source) else source).suffix
 
 
-def list_table(path: Path, kind: str) -> Listing:
-    """Every row of the table as a record of `kind`.
+def list_table(source: str | Path, kind: str) -> Listing:
+    """Every row of the table, a path or URL, as a record of `kind`.
 
-    Image columns hold paths relative to the table's folder, or bytes (Parquet; also as the struct {bytes, path}).
+    Image columns hold paths relative to the table's folder, URLs, or bytes (Parquet; also as the struct {bytes, path}).
     Raises ValueError when the file cannot be read as a table, columns are missing, or a row lacks a value.
     """
-    table = _read(path)
-    missing = [column for column in NEEDED[kind] if column not in table.column_names]
-    negatives = [name for name in NEGATIVES if name in table.column_names] if kind == "triplet" else []
+    source = str(source)
+    table, cells, have = _read(source, kind)
+    negatives = [name for name in NEGATIVES if name in have] if kind == "triplet" else []
+    missing = [name for name in NEEDED[kind] if name not in have]
     if kind == "triplet" and not negatives:
         missing.append("negative")
     if missing:
-        raise ValueError(
-            f"{str(path)!r} has no column {', '.join(missing)}, needed for {kind!r}; it has {', '.join(table.column_names)}"
-        )
-    images = [column for column in NEEDED[kind] if column not in ("match", "label")]
-    cells = {column: _image_cells(table, column, path) for column in (*images, *negatives)}
-    values = {name: table[name].to_pylist() for name in ("label", "match", "group", "weight") if name in table.column_names}
-    records = [_record(kind, path, row, images, negatives, cells, values) for row in range(table.num_rows)]
-    if not records:
-        raise ValueError(f"{str(path)!r} has no rows")
-    return Listing(records, nbytes=sum(table[column].nbytes for column in cells))
+        raise ValueError(f"{source!r} has no column {', '.join(missing)}, needed for {kind!r}; it has {', '.join(have)}")
+    if not table.num_rows:
+        raise ValueError(f"{source!r} has no rows")
+    images = [name for name in (*NEEDED[kind], *negatives) if name not in NO_IMAGES]
+    columns = {name: cells.get(name) or _PathColumn(source, name, table[name]) for name in images}
+    _require_values(source, table, kind, {name: column.present for name, column in columns.items()})
+    make = partial(
+        ColumnRecords,
+        table.num_rows,
+        entities=_entities(table, "label" if kind == "labelled" else "group"),
+        match=_match(source, table["match"]) if kind == "labelled_pair" else None,
+        weight=_weight(source, table["weight"]) if "weight" in table.column_names else None,
+    )
+
+    def stage(folder: Path) -> ColumnRecords:
+        return make([column.stage(folder) if isinstance(column, CellColumn) else column for column in columns.values()])
+
+    sizes = np.stack([column.sizes for column in columns.values()], axis=1)
+    stamps = [_stamp(source), *(column.stamp for column in columns.values() if isinstance(column, _PathColumn))]
+    return Listing(
+        make(list(columns.values())),
+        nbytes=int(np.maximum(sizes, 0).sum()),
+        sizes=sizes,
+        stamp=sha256(" ".join(stamps).encode()).hexdigest(),
+        stage=stage if cells else None,
+    )
 
 
-def _read(path: Path) -> pa.Table:
-    if not path.is_file():
-        raise ValueError(f"no file {str(path)!r}")
+class _PathColumn:
+    """The images whose paths or URLs lie in one column: row -> image.
+
+    `present` [n]; `sizes` [n] bytes, 0 where there is no file, -1 at a URL; `stamp` differs once a local file has changed.
+    """
+
+    def __init__(self, source: str, name: str, column: pa.ChunkedArray) -> None:
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
+            raise ValueError(_explain_type(source, name, column))
+        self._paths = column.cast(pa.large_string()).combine_chunks()
+        self._folder = source.rpartition("/")[0] if is_url(source) else Path(source).parent
+        self.present: NDArray[np.bool_] = pc.not_equal(self._paths, "").fill_null(False).to_numpy(False)
+        self.sizes: Int64s = np.zeros(len(self._paths), np.int64)
+        digest = sha256()
+        for row in np.flatnonzero(self.present).tolist():
+            image = self(row)
+            self.sizes[row], changed = _size_and_time(image) if isinstance(image, LocalFile) else (-1, 0)
+            digest.update(b"%d %d\n" % (self.sizes[row], changed))
+        self.stamp = digest.hexdigest()
+
+    def __call__(self, row: int) -> ImageFile | None:
+        if not self.present[row]:
+            return None
+        path = self._paths[row].as_py()
+        if is_url(path):
+            return UrlFile(path, path)
+        if isinstance(self._folder, Path) or os.path.isabs(path):
+            return LocalFile(Path(self._folder, path), path)
+        return UrlFile(f"{self._folder}/{path}", path)
+
+
+def _size_and_time(image: LocalFile) -> tuple[int, int]:
     try:
-        if path.suffix == ".parquet":
-            return pyarrow.parquet.read_table(path)
-        if path.suffix == ".csv":
-            text = {name: pa.string() for names in NEEDED.values() for name in (*names, *NEGATIVES, "group")}
-            return pyarrow.csv.read_csv(path, convert_options=pyarrow.csv.ConvertOptions(column_types=text))
-        return pyarrow.json.read_json(path)
+        about = os.stat(image.path)
+    except OSError:  # it will be listed when it is read
+        return 0, 0
+    return about.st_size, about.st_mtime_ns
+
+
+def _read(source: str, kind: str) -> tuple[pa.Table, dict[str, CellColumn], list[str]]:
+    """The table without its image bytes, the columns that hold those, and the names of all columns."""
+    if not is_url(source) and not os.path.isfile(source):
+        raise ValueError(f"no file {source!r}")
+    wanted = {*NEEDED[kind], *NO_IMAGES, *(NEGATIVES if kind == "triplet" else ())}
+    suffix = suffix_of(source)
+    try:
+        if suffix == ".parquet":
+            with open_table(source) as file:
+                schema = file.schema_arrow
+                _refuse_vectors(source, schema, kind)
+                names = [name for name in schema.names if name in wanted]
+                cells = [name for name in names if name not in NO_IMAGES and holds_bytes(schema.field(name).type)]
+                table = file.read([name for name in names if name not in cells])
+            return table, {name: CellColumn(source, name) for name in cells}, schema.names
+        with opened(source) if is_url(source) else open(source, "rb") as file:
+            if suffix == ".csv":
+                text = {name: pa.string() for names in NEEDED.values() for name in (*names, *NEGATIVES, "group")}
+                options = pyarrow.csv.ConvertOptions(column_types=text)
+                table = pyarrow.csv.read_csv(file, convert_options=options)
+            else:
+                table = pyarrow.json.read_json(file)
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read as a {path.suffix} table: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{source!r} cannot be read as a {suffix} table: {str(error).splitlines()[0]}") from error
+    _refuse_vectors(source, table.schema, kind)
+    return table, {}, table.column_names
 
 
-def _image_cells(table: pa.Table, name: str, path: Path) -> Cell:
-    column, kind = table[name], table.schema.field(name).type
-    has_bytes = pa.types.is_struct(kind) and "bytes" in [field.name for field in kind]
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or has_bytes:
-
-        def cell(row: int) -> ImageFile | None:
-            value = column[row]
-            missing = value["bytes"].as_py() is None if has_bytes and value.is_valid else not value.is_valid
-            return None if missing else CellImage(column, row, f"{path.name}:{row}:{name}")
-
-        return cell
-    paths = column.to_pylist()
-    wrong = next((value for value in paths if value is not None and not isinstance(value, str)), None)
-    if wrong is not None:
+def _refuse_vectors(source: str, schema: pa.Schema, kind: str) -> None:
+    images = [name for name in (*NEEDED[kind], *NEGATIVES) if name not in NO_IMAGES]
+    vectors = [field.name for field in schema if field.name in (*images, "target") and pa.types.is_nested(field.type)]
+    vectors = [name for name in vectors if not pa.types.is_struct(schema.field(name).type)]
+    if vectors:
         raise ValueError(
-            f"column {name} of {str(path)!r} must hold paths or image bytes, not {type(wrong).__name__} {wrong!r:.40}"
+            f"column {', '.join(vectors)} of {source!r} holds lists of numbers; image columns hold paths, URLs or bytes"
         )
-    return lambda row: LocalFile(path.parent / paths[row], paths[row]) if paths[row] else None
 
 
-def _record(
-    kind: str,
-    path: Path,
-    row: int,
-    images: list[str],
-    negatives: list[str],
-    cells: dict[str, Cell],
-    values: dict[str, list[Any]],
-) -> Record:
-    needed = {column: cells[column](row) for column in images}
-    extra = [image for column in negatives if (image := cells[column](row)) is not None]
-    known = {name: column[row] for name, column in values.items()}
-    empty = [name for name, value in needed.items() if value is None]
-    empty += [name for name in NEEDED[kind] if name in known and known[name] in (None, "")]
-    if kind == "triplet" and not extra:
-        empty.append("negative")
-    if empty:
-        raise ValueError(f"{str(path)!r}, row {row}: no {', '.join(empty)}")
-    entity = known.get("label") if kind == "labelled" else known.get("group")
-    weight = 1.0 if known.get("weight") is None else known["weight"]
-    if not isinstance(weight, (int, float)) or not 0.0 <= weight < float("inf"):
-        raise ValueError(f"{str(path)!r}, row {row}: weight must be a number from 0 on, got {weight!r}")
-    present = [image for image in needed.values() if image is not None]
-    match = _match(known["match"], path, row) if kind == "labelled_pair" else None
-    return Record((*present, *extra), None if entity is None else str(entity), match=match, weight=float(weight))
+def _require_values(source: str, table: pa.Table, kind: str, present: dict[str, NDArray[np.bool_]]) -> None:
+    empty = {name: ~present[name] for name in NEEDED[kind] if name in present}
+    for name in ("label", "match"):
+        if name in NEEDED[kind]:
+            filled = pc.not_equal(pc.cast(table[name], pa.string()), "").fill_null(False)
+            empty[name] = ~filled.to_numpy().astype(bool)
+    if kind == "triplet":
+        empty["negative"] = ~np.any([there for name, there in present.items() if name in NEGATIVES], axis=0)
+    rows = np.flatnonzero(np.any(list(empty.values()), axis=0))
+    if len(rows):
+        row = int(rows[0])
+        raise ValueError(f"{source!r}, row {row}: no {', '.join(name for name, missing in empty.items() if missing[row])}")
 
 
-def _match(value: object, path: Path, row: int) -> int:
-    text = str(value).strip().lower()
-    if text not in MATCH:
-        raise ValueError(f"{str(path)!r}, row {row}: match must be 0 or 1, got {value!r}")
-    return MATCH[text]
+def _entities(table: pa.Table, name: str) -> pa.DictionaryArray | None:
+    """The column as text; an empty cell is none."""
+    if name not in table.column_names:
+        return None
+    column = table[name].combine_chunks()
+    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    names = [None if value in (None, "") else str(value) for value in encoded.dictionary.to_pylist()]
+    text = pa.array(names, pa.large_string()).take(encoded.indices)
+    return text.dictionary_encode()
+
+
+def _match(source: str, column: pa.ChunkedArray) -> NDArray[np.int8]:
+    encoded = column.combine_chunks().dictionary_encode()
+    values = encoded.dictionary.to_pylist()
+    known = np.asarray([MATCH.get(str(value).strip().lower(), -1) for value in values], dtype=np.int8)
+    match = known[encoded.indices.to_numpy(False)]
+    if (match < 0).any():
+        row = int(np.flatnonzero(match < 0)[0])
+        raise ValueError(f"{source!r}, row {row}: match must be 0 or 1, got {column[row].as_py()!r}")
+    return np.asarray(match, dtype=np.int8)
+
+
+def _weight(source: str, column: pa.ChunkedArray) -> NDArray[np.float64]:
+    kind = column.type
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind):
+        weight: NDArray[np.float64] = column.cast(pa.float64()).fill_null(1.0).to_numpy()
+    else:
+        weight = np.full(len(column), np.nan)
+    wrong = np.flatnonzero(~((weight >= 0.0) & np.isfinite(weight)))
+    if len(wrong):
+        row = int(wrong[0])
+        raise ValueError(f"{source!r}, row {row}: weight must be a number from 0 on, got {column[row].as_py()!r}")
+    return weight
+
+
+def _stamp(source: str) -> str:
+    if is_url(source):
+        return stamp(source)
+    about = os.stat(source)
+    return f"{about.st_size} {about.st_mtime_ns}"
+
+
+def _explain_type(source: str, name: str, column: pa.ChunkedArray) -> str:
+    value = next((value.as_py() for chunk in column.chunks for value in chunk.drop_null()), None)
+    return f"column {name} of {source!r} must hold paths or image bytes, not {type(value).__name__} {value!r:.40}"

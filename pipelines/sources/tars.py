@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
+
 from pipelines.records import Listing, Record
+from pipelines.remote import describe, fetch, is_url
 from pipelines.tar import TarError, TarReader
 from pipelines.tar_records import Meaning, TarRecord, infer_kind, interpret, is_text, read_records
 from pipelines.tar_urls import expand_tars, open_tar
@@ -27,12 +32,13 @@ class TarImage:
         return f"{Path(self.tar).name}/{self.member}"
 
     def read(self) -> bytes:
-        try:
-            with open_tar(self.tar) as file:
+        """Raises OSError when it is not all there; as `fetch` does when a store does not give it."""
+        if is_url(self.tar):
+            data = fetch(self.tar, self.offset, self.offset + self.size)
+        else:
+            with open(self.tar, "rb") as file:
                 file.seek(self.offset)
                 data = file.read(self.size)
-        except RuntimeError as error:
-            raise OSError(str(error)) from error
         if len(data) != self.size:
             raise OSError(f"{self.tar} ends early: {len(data)} of {self.size} bytes")
         return data
@@ -46,9 +52,10 @@ def list_tars(source: str | Path, kind: str) -> Listing:
     records: list[Record] = []
     rejected: list[tuple[str, str]] = []
     passed = Counter[str]()
-    nbytes = 0
+    sizes: list[list[int]] = []
     misfits: list[TarRecord] = []  # the first few
-    for tar in expand_tars([source]):
+    tars = expand_tars([source])
+    for tar in tars:
         for found in _records(tar, passed):
             try:
                 meaning = interpret(kind, found)
@@ -57,10 +64,13 @@ def list_tars(source: str | Path, kind: str) -> Listing:
                 misfits = [*misfits, found][:10]
                 continue
             records.append(as_record(tar, found, meaning))
-            nbytes += sum(found.members[suffix].size for suffix in meaning.images)
+            sizes.append([found.members[suffix].size for suffix in meaning.images])
     if not records:
         raise ValueError(f"no record of kind {kind!r} in {str(source)!r}; {_explain(misfits)}")
-    return Listing(records, ignored=passed.total(), nbytes=nbytes, rejected=tuple(rejected))
+    widest = max(map(len, sizes))
+    known = np.asarray([[*row, *[0] * (widest - len(row))] for row in sizes], dtype=np.int64)
+    stamp = sha256(" ".join(map(_stamp, tars)).encode()).hexdigest()
+    return Listing(records, ignored=passed.total(), nbytes=int(known.sum()), rejected=tuple(rejected), sizes=known, stamp=stamp)
 
 
 def as_record(tar: str, found: TarRecord, meaning: Meaning) -> Record:
@@ -76,6 +86,14 @@ def _records(tar: str, passed: Counter[str]) -> Iterator[TarRecord]:
             yield from read_records(TarReader(file), is_text, passed)
         except TarError as error:
             raise ValueError(f"{tar!r}, {error}") from None
+
+
+def _stamp(tar: str) -> str:
+    """Differs once the tar has changed."""
+    if is_url(tar):
+        return f"{tar} {describe(tar)}"
+    about = os.stat(tar)
+    return f"{tar} {about.st_size} {about.st_mtime_ns}"
 
 
 def _explain(misfits: list[TarRecord]) -> str:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from configs.schema import Data
 from pipelines.manifest import Manifest
+from pipelines.manifest_writer import ManifestWriter
 from pipelines.prepare import prepare
 from pipelines.records import LocalFile, Record
 from pipelines.shards import ShardWriter
@@ -30,13 +31,15 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     """4096 images of about 3 KB."""
     rng = np.random.default_rng(0)
     out = tmp_path_factory.mktemp("packed") / "shards"
-    with ShardWriter(out, "labelled", max_shard_bytes=SHARD_BYTES, class_names=["a", "b"]) as writer:
+    manifest = ManifestWriter(out, "labelled")
+    with ShardWriter(out, "labelled", manifest.add, max_bytes=SHARD_BYTES, class_index={"a": 0, "b": 1}) as writer:
         for number in range(IMAGES):
             buffer = io.BytesIO()
             coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
             coarse.resize((96, 96), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
             record = Record((LocalFile(Path(f"{number}.jpg"), f"{number}.jpg"),), "ab"[number * 2 // IMAGES])
-            writer.write(record, [prepare(buffer.getvalue())])
+            writer.write(number, record, [prepare(buffer.getvalue())])
+    manifest.finish()
     return Manifest.open(out)
 
 

@@ -150,8 +150,8 @@ def test_no_space_for_the_shards(nearfar: Nearfar, tmp_path: Path, small_disk: P
         (source / name).mkdir(parents=True)
         for i in range(8):
             Image.effect_noise((300, 300), 90).save(source / name / f"{i}.png")
-    assert_refused(nearfar("pack", source, small_disk / "out"), "space")
-    assert list(small_disk.iterdir()) == []
+    assert_refused(nearfar("pack", source, small_disk / "out"), "space", "the same command goes on", "out.partial")
+    assert [path.name for path in small_disk.iterdir()] == ["out.partial"]
 
 
 def test_no_space_for_the_checkpoints(nearfar: Nearfar, config_file: Path, small_disk: Path) -> None:

@@ -13,7 +13,9 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from pipelines.columns import entity_names, entity_numbers
 from pipelines.manifest import Manifest
+from pipelines.manifest_writer import ManifestWriter
 from pipelines.pack import pack
 from pipelines.prepare import prepare
 from pipelines.records import Record
@@ -67,11 +69,13 @@ def many_shards(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Manif
     """The folder in shards of a few records."""
     out = tmp_path_factory.mktemp("many") / "shards"
     listed: list[Record] = list(list_folder(folder).records)
-    order = write_order(listed, np.arange(len(listed)), "labelled", 5, 3)
-    names = sorted({record.entity or "" for record in listed})
-    with ShardWriter(out, "labelled", max_shard_bytes=20_000, class_names=names) as writer:
-        for index in order.tolist():
-            writer.write(listed[index], [prepare(image.read()) for image in listed[index].images])
+    order = write_order(entity_numbers(listed), np.arange(len(listed)), "labelled", 5, 3)
+    numbers = {name: number for number, name in enumerate(entity_names(listed))}
+    manifest = ManifestWriter(out, "labelled")
+    with ShardWriter(out, "labelled", manifest.add, max_bytes=20_000, class_index=numbers) as writer:
+        for place, index in enumerate(order.tolist()):
+            writer.write(place, listed[index], [prepare(image.read()) for image in listed[index].images])
+    manifest.finish()
     return Manifest.open(out)
 
 

@@ -22,6 +22,7 @@ from pipelines import read, remote, threads
 from pipelines.batch import Batch
 from pipelines.hashing import hash_bytes
 from pipelines.manifest import Manifest
+from pipelines.manifest_writer import ManifestWriter
 from pipelines.prepare import PackedImage, prepare
 from pipelines.records import LocalFile, Record
 from pipelines.shards import ShardWriter
@@ -52,17 +53,17 @@ def pairs(painter: Painter) -> Callable[..., Manifest]:
     largest = 2 * max(-(-len(image.data) // 512) * 512 + 512 for image in images) + 1024
 
     def make(out: Path, odd: dict[int, bytes]) -> Manifest:
-        with ShardWriter(out, "pair", max_shard_bytes=PER_SHARD * largest) as writer:
+        manifest = ManifestWriter(out, "pair")
+        with ShardWriter(out, "pair", manifest.add, max_bytes=PAIRS * largest, max_records=PER_SHARD) as writer:
             for number in range(PAIRS):
                 both = [images[2 * number], images[2 * number + 1]]
                 for view in (0, 1):
                     data = odd.get(2 * number + view - 2 * PER_SHARD)
                     if data is not None:
                         both[view] = PackedImage(data, "png", 40, 32, zlib.crc32(data), hash_bytes(data))
-                if number % PER_SHARD == 0 and number:
-                    writer._close_shard()
                 names = tuple(LocalFile(Path(f"{number} {side}.png"), f"{number} {side}.png") for side in "ab")
-                writer.write(Record(names), both)
+                writer.write(number, Record(names), both)
+        manifest.finish()
         return Manifest.open(out)
 
     return make

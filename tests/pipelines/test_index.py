@@ -20,7 +20,7 @@ from pipelines.hashing import hash_bytes, hash_entity
 from pipelines.index import index
 from pipelines.manifest import Manifest
 from pipelines.pack import pack
-from pipelines.processes import process_map
+from pipelines.parallel import process_map
 from pipelines.records import KINDS
 from pipelines.sources.tars import list_tars
 from pipelines.tar_urls import expand_tars

@@ -13,6 +13,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from pipelines.columns import ColumnRecords, entity_names, entity_numbers
 from pipelines.hashing import hash_bytes, hash_entity
 from pipelines.manifest import Manifest
 from pipelines.pack import pack
@@ -111,12 +112,53 @@ def test_missing_files_of_a_table_are_listed(tmp_path: Path, pictures: list[str]
         ("labelled", {"image": ["a", None], "label": ["x", "y"]}, "row 1: no image"),
         ("labelled", {"image": ["a", "b"], "label": ["x", None]}, "row 1: no label"),
         ("labelled", {"image": [1, 2], "label": ["x", "y"]}, "must hold paths or image bytes"),
+        ("labelled", {"image": [b"x", None], "label": ["x", "y"]}, "row 1: no image"),
+        ("labelled", {"image": [[0.5], [1.5]], "label": ["x", "y"]}, "column image .* holds lists"),
+        ("labelled", {"image": ["a", "b"], "label": ["x", "y"], "target": [[1.0], [2.0]]}, "column target .* holds lists"),
+        ("triplet", {"anchor": ["a"], "positive": ["b"], "negative": [""]}, "row 0: no negative"),
         ("pair", {"anchor": ["a"], "positive": ["b"], "weight": [-1.0]}, "weight must be a number"),
     ],
 )
 def test_tables_that_say_too_little_are_refused(tmp_path: Path, kind: str, columns: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         list_table(write_table(tmp_path / "t.parquet", columns), kind)
+
+
+def test_images_in_cells_are_read_in_any_order(tmp_path: Path, pictures: list[str]) -> None:
+    """From the table itself, and from the copy that packing makes; neither holds the column in memory."""
+    data = [(tmp_path / pictures[i % 8]).read_bytes() for i in range(40)]
+    negatives = [None if i % 3 else data[i] for i in range(40)]
+    table = pa.table({"anchor": data, "positive": [{"bytes": one, "path": "x"} for one in data[::-1]], "negative": negatives})
+    table = table.append_column("negative1", pa.array(data[5:] + data[:5]))
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet", row_group_size=7)
+    listing = list_table(tmp_path / "t.parquet", "triplet")
+    expected = [[data[i], data[39 - i], *filter(None, [negatives[i]]), (data[5:] + data[:5])[i]] for i in range(40)]
+    assert listing.sizes is not None
+    assert listing.sizes.sum(axis=1).tolist() == [sum(map(len, images)) for images in expected]
+    assert listing.stage is not None
+    for records in (listing.records, listing.stage(tmp_path), listing.stage(tmp_path)):
+        for row in [39, 0, 7, 6, 20]:
+            assert [image.read() for image in records[row].images] == expected[row]
+    assert listing.records[3].images[1].name == "t.parquet:3:positive"
+
+
+def test_empty_cells_are_no_group(tmp_path: Path, pictures: list[str]) -> None:
+    columns = {"anchor": pictures[:3], "positive": pictures[3:6], "group": ["", "g", ""]}
+    listing = list_table(write_table(tmp_path / "t.csv", columns), "pair")
+    assert [record.entity for record in listing.records] == [None, "g", None]
+
+
+def test_entities_are_numbered_by_name() -> None:
+    names = ["b", None, "é", "a", "b", None, "B", *[None] * 9, "a"]
+    records = [Record((LocalFile(Path("x"), "x"),), entity=name) for name in names]
+    sortable = [f"1{name}" if name is not None else f"0{i}" for i, name in enumerate(names)]
+    expected = [sorted(set(sortable)).index(name) for name in sortable]
+    entities = pa.array(names, pa.large_string()).dictionary_encode()
+    columns = ColumnRecords(len(names), [lambda row: LocalFile(Path("x"), "x")], entities=entities)
+    assert list(columns) == records
+    for kind in (records, columns):
+        assert entity_numbers(kind).tolist() == expected
+        assert entity_names(kind) == ["B", "a", "b", "é"]
 
 
 def test_what_is_no_table_is_refused(tmp_path: Path) -> None:

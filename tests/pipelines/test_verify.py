@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.index import index
 from pipelines.manifest import Manifest
-from pipelines.processes import Map, in_process, process_map
+from pipelines.parallel import Map, in_process, process_map
 from pipelines.records import KINDS
 from pipelines.verify import verify
 from pipelines.verify_shard import Fault
