@@ -14,10 +14,8 @@ import torch
 from torch import Tensor
 
 from configs.schema import Augment, Data
-from pipelines.augment import crop_box
 from pipelines.batch import Batch
-from pipelines.decode import decode
-from pipelines.geometry import place
+from pipelines.crop import cut
 from pipelines.manifest import Manifest
 from pipelines.plan import Plan
 from pipelines.read import Reader
@@ -102,18 +100,14 @@ class Filler:
 
     def _fill(self, plan: Plan, images: Tensor, start: int, stop: int) -> list[Bad]:
         bad = []
-        side, resize = self.data.image_size, self.data.resize
         for index in range(start, min(stop, plan.num_images)):
             if not plan.present[index]:
                 continue
             where = (int(plan.shard[index]), int(plan.offset[index]), int(plan.size[index]), int(plan.crc32[index]))
             try:
-                pixels = decode(self._reader.read(*where), max_pixels=self.data.max_pixels)
+                images[index] = cut(self._reader.read(*where), plan.draws[index], self.data, self.augment)
             except ValueError as error:
                 bad.append(Bad(index, str(error)))
-                continue
-            height, width = pixels.shape[:2]
-            images[index] = place(pixels, crop_box(plan.draws[index], width, height, side, resize, self.augment), side)
         return bad
 
 

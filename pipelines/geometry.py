@@ -15,6 +15,7 @@ from pipelines.decode import Pixels
 
 WHITE = 255
 MAX_STRIP = 64
+FACTORS = (8, 4, 2)  # by which libjpeg scales down while it decodes
 
 
 class Placement(NamedTuple):
@@ -79,6 +80,31 @@ def _inside(left: int, top: int, box_width: int, box_height: int, width: int, he
     ox, oy = round((x0 - left) * side / box_width), round((y0 - top) * side / box_height)
     size = (max(1, round((x1 - x0) * side / box_width)), max(1, round((y1 - y0) * side / box_height)))
     return Placement((x0, y0, x1, y1), size, (ox, oy))
+
+
+def snap(placement: Placement, width: int, height: int) -> tuple[Placement, int]:
+    """Move a box by less than a pixel of the image scaled down, so that it is whole pixels there.  -> placement, factor
+
+    width, height: of the image. The factor is the largest that leaves the resolution of the square; 1 changes nothing.
+    """
+    for factor in FACTORS:
+        x0, x1 = _whole_pixels(placement.box[0], placement.box[2], width, factor)
+        y0, y1 = _whole_pixels(placement.box[1], placement.box[3], height, factor)
+        if x1 - x0 >= factor * placement.size[0] and y1 - y0 >= factor * placement.size[1]:
+            return placement._replace(box=(x0, y0, x1, y1)), factor
+    return placement, 1
+
+
+def _whole_pixels(start: int, stop: int, extent: int, factor: int) -> tuple[int, int]:
+    """The nearest multiples of `factor`; what the last whole one of them leaves of the image is cut off."""
+    last = extent // factor
+    return min((start + factor // 2) // factor, last) * factor, min((stop + factor // 2) // factor, last) * factor
+
+
+def shrink(placement: Placement, factor: int) -> Placement:
+    """The same in an image scaled down by a factor that divides the box."""
+    left, top, right, bottom = (edge // factor for edge in placement.box)
+    return placement._replace(box=(left, top, right, bottom))
 
 
 def place(pixels: Pixels, placement: Placement, side: int) -> Tensor:
