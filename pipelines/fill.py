@@ -93,7 +93,7 @@ class Filler:
     def _start(self, make: Callable[[], Plan]) -> _Started:
         plan = make()
         side = self.data.image_size
-        images = torch.zeros((plan.num_images, 3, side, side), dtype=torch.uint8)
+        images = torch.empty((plan.num_images, 3, side, side), dtype=torch.uint8)  # `_fill` writes all of it
         starts = range(0, plan.num_images, IMAGES_PER_TASK)
         parts = [self._pool.submit(self._fill, plan, images, start, start + IMAGES_PER_TASK) for start in starts]
         return _Started(plan, images, parts)
@@ -102,12 +102,14 @@ class Filler:
         bad = []
         for index in range(start, min(stop, plan.num_images)):
             if not plan.present[index]:
+                images[index] = 0
                 continue
             where = (int(plan.shard[index]), int(plan.offset[index]), int(plan.size[index]), int(plan.crc32[index]))
             try:
                 images[index] = cut(self._reader.read(*where), plan.draws[index], self.data, self.augment)
             except ValueError as error:
                 bad.append(Bad(index, str(error)))
+                images[index] = 0
         return bad
 
 

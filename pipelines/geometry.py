@@ -57,17 +57,18 @@ def random_crop(
     draws: [4] in [0, 1): area, aspect, x, y. With resize = pad the part is cut from the image with its white borders,
     with squash from the image made square, so that training sees the shapes that evaluation sees.
     """
+    drawn_area, drawn_aspect, drawn_x, drawn_y = draws.tolist()
     longest = max(width, height)
     canvas_width, canvas_height = (longest, longest) if resize == "pad" else (width, height)
-    share = area[0] + (area[1] - area[0]) * float(draws[0])
-    ratio = math.exp((2.0 * float(draws[1]) - 1.0) * math.log(aspect))
+    share = area[0] + (area[1] - area[0]) * drawn_area
+    ratio = math.exp((2.0 * drawn_aspect - 1.0) * math.log(aspect))
     if resize == "squash":
         ratio *= width / height
     target = share * canvas_width * canvas_height
     box_width = min(canvas_width, max(1, round(math.sqrt(target * ratio))))
     box_height = min(canvas_height, max(1, round(math.sqrt(target / ratio))))
-    left = int(float(draws[2]) * (canvas_width - box_width + 1)) - (canvas_width - width) // 2
-    top = int(float(draws[3]) * (canvas_height - box_height + 1)) - (canvas_height - height) // 2
+    left = int(drawn_x * (canvas_width - box_width + 1)) - (canvas_width - width) // 2
+    top = int(drawn_y * (canvas_height - box_height + 1)) - (canvas_height - height) // 2
     return _inside(left, top, box_width, box_height, width, height, side)
 
 
@@ -110,12 +111,14 @@ def shrink(placement: Placement, factor: int) -> Placement:
 def place(pixels: Pixels, placement: Placement, side: int) -> Tensor:
     """Resize as Pillow's antialiased bilinear does, to within two grey levels.  [H, W, 3] -> uint8 [3, S, S]"""
     x0, y0, x1, y1 = placement.box
-    part = torch.from_numpy(pixels[y0:y1, x0:x1]).permute(2, 0, 1)[None]
+    # A batch of one before the channels move: only so are its strides those of channels_last, which is resized as it lies.
+    part = torch.from_numpy(np.ascontiguousarray(pixels[y0:y1, x0:x1]))[None].permute(0, 3, 1, 2)
     width, height = placement.size
     if (y1 - y0, x1 - x0) != (height, width):
         part = F.interpolate(part, (height, width), mode="bilinear", antialias=True, align_corners=False)
     if placement.size == (side, side) and placement.offset == (0, 0):
-        return part[0]
+        # numpy turns the channels to the front in half of torch's time
+        return torch.from_numpy(np.ascontiguousarray(part[0].numpy()))
     square = torch.full((3, side, side), WHITE, dtype=torch.uint8)
     ox, oy = placement.offset
     left, top, right, bottom = max(ox, 0), max(oy, 0), min(ox + width, side), min(oy + height, side)
