@@ -74,7 +74,7 @@ def apply(images: Tensor, drawn: Tensor, config: Augment, dtype: torch.dtype = t
 
     images: uint8 [n, 3, H, W]. Everything that is off in the config leaves the values exactly as they are.
     """
-    drawn = drawn.to(dtype)
+    images, drawn = images.contiguous(), drawn.to(dtype)  # an encoder's sums round otherwise with channels last
     if config.flip > 0.0:
         flip = drawn[:, Draw.FLIP] < config.flip
         images = torch.where(flip[:, None, None, None], images.flip(-1), images)

@@ -19,7 +19,7 @@ class Batch:
     `record` = 0..R-1 on this rank (a labelled image is a record of its own), `valid` = False for corrupt rows and padding.
     """
 
-    images: Tensor  # [n, 3, H, W] uint8
+    images: Tensor  # [n, 3, H, W] uint8, channels last in memory
     group: Tensor  # [n] int64
     uid: Tensor  # [n] int64
     view: Tensor  # [n] int64

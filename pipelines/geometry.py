@@ -109,7 +109,7 @@ def shrink(placement: Placement, factor: int) -> Placement:
 
 
 def place(pixels: Pixels, placement: Placement, side: int) -> Tensor:
-    """Resize as Pillow's antialiased bilinear does, to within two grey levels.  [H, W, 3] -> uint8 [3, S, S]"""
+    """Resize as Pillow's antialiased bilinear does, to within two grey levels.  [H, W, 3] -> uint8 [3, S, S], channels last"""
     x0, y0, x1, y1 = placement.box
     # A batch of one before the channels move: only so are its strides those of channels_last, which is resized as it lies.
     part = torch.from_numpy(np.ascontiguousarray(pixels[y0:y1, x0:x1]))[None].permute(0, 3, 1, 2)
@@ -117,9 +117,8 @@ def place(pixels: Pixels, placement: Placement, side: int) -> Tensor:
     if (y1 - y0, x1 - x0) != (height, width):
         part = F.interpolate(part, (height, width), mode="bilinear", antialias=True, align_corners=False)
     if placement.size == (side, side) and placement.offset == (0, 0):
-        # numpy turns the channels to the front in half of torch's time
-        return torch.from_numpy(np.ascontiguousarray(part[0].numpy()))
-    square = torch.full((3, side, side), WHITE, dtype=torch.uint8)
+        return part[0]
+    square = torch.full((side, side, 3), WHITE, dtype=torch.uint8).permute(2, 0, 1)
     ox, oy = placement.offset
     left, top, right, bottom = max(ox, 0), max(oy, 0), min(ox + width, side), min(oy + height, side)
     if right > left and bottom > top:

@@ -86,12 +86,12 @@ def raw(files: list[bytes]) -> None:
 
 
 def stock(shards: list[str]) -> None:
-    """webdataset with Pillow, and the random crops that everybody takes with it."""
+    """webdataset with Pillow, and the random crops and batches that everybody makes of it."""
     rng = np.random.default_rng(0)
     samples = webdataset.WebDataset(shards, shardshuffle=False).decode("pil").to_tuple("anchor.jpg", "positive.jpg")
-    for sample in samples:
-        for image in sample:
-            _random_resized_crop(image, rng)
+    crops = samples.map(lambda pair: tuple(_random_resized_crop(image, rng) for image in pair))
+    for anchor, positive in crops.batched(BATCH):
+        assert anchor.shape == positive.shape == (BATCH, 3, SIDE, SIDE)
 
 
 def _random_resized_crop(image: Image.Image, rng: np.random.Generator) -> torch.Tensor:
@@ -101,8 +101,8 @@ def _random_resized_crop(image: Image.Image, rng: np.random.Generator) -> torch.
         min(most, round(float(np.sqrt(x)))) for most, x in zip(image.size, (area * ratio, area / ratio), strict=True)
     )
     left, top = int(rng.integers(image.width - width + 1)), int(rng.integers(image.height - height + 1))
-    resized = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height))
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
+    crop = image.crop((left, top, left + width, top + height))
+    return torch.from_numpy(np.array(crop.resize((SIDE, SIDE), Image.Resampling.BILINEAR))).permute(2, 0, 1).contiguous()
 
 
 @contextmanager

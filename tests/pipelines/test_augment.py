@@ -83,6 +83,14 @@ def test_all_off_is_exact() -> None:
         assert torch.equal(apply(images(), some_draws(), Augment(), dtype), images().to(dtype) / 255)
 
 
+def test_how_images_lie_in_memory_changes_nothing() -> None:
+    last = images().contiguous(memory_format=torch.channels_last)
+    for config in (Augment(), EVERYTHING):
+        found = apply(last, some_draws(), config)
+        assert found.is_contiguous()
+        assert torch.equal(found, apply(images(), some_draws(), config))
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_no_image_depends_on_the_others(name: str) -> None:
     together = apply(images(), some_draws(), CONFIGS[name])
