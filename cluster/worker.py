@@ -151,7 +151,7 @@ def augmented(config: RunConfig, dtype: torch.dtype) -> Callable[[Batch], Tensor
 
 def plain(device: torch.device, dtype: torch.dtype) -> Callable[[Batch], Tensor]:
     """Batch to float images on `device`, as they are."""
-    return lambda batch: batch.images.to(device, non_blocking=True).to(dtype) / 255
+    return lambda batch: batch.images.to(device, non_blocking=True).contiguous().to(dtype) / 255
 
 
 def evaluator(config: RunConfig, context: RankContext, dtype: torch.dtype) -> Callable[[nn.Module], dict[str, float]] | None:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_valid
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
+Sigma = Annotated[float, Field(gt=0.0, le=16.0)]
 
 
 class Section(BaseModel):
@@ -40,6 +41,8 @@ class Augment(Section):
     color: Fraction = Field(0.0, description="strength of brightness, contrast and saturation jitter")
     hue: Annotated[float, Field(ge=0.0, le=0.5)] = Field(0.0, description="largest turn of the hue circle")
     grayscale: Fraction = Field(0.0, description="probability of dropping colour")
+    blur: Fraction = Field(0.0, description="probability of a Gaussian blur")
+    blur_sigma: tuple[Sigma, Sigma] = Field((0.1, 2.0), description="its range, in pixels of a 224 image; scaled with the size")
     erase: Fraction = Field(0.0, description="probability of erasing a rectangle")
 
     @field_validator("crop")
@@ -48,6 +51,13 @@ class Augment(Section):
         if crop is not None and not 0.0 < crop[0] <= crop[1]:
             raise ValueError(f"crop is [smallest, largest] share of the image's area, both above 0; got {list(crop)}")
         return crop
+
+    @field_validator("blur_sigma")
+    @classmethod
+    def _widening(cls, sigma: tuple[float, float]) -> tuple[float, float]:
+        if sigma[0] > sigma[1]:
+            raise ValueError(f"blur_sigma is [smallest, largest]; got {list(sigma)}")
+        return sigma
 
 
 class Source(Section):

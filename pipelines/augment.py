@@ -22,6 +22,8 @@ from pipelines.hashing import Int64s, hash_ints, stream
 
 _TAG_DRAWS = 21
 _LUMA = (299, 587, 114)  # thousandths (Rec. 601)
+_BLUR_SIDE = 224  # the height of image that `blur_sigma` is meant for
+_BLUR_REACH = 3.0  # standard deviations: 0.3 % of the Gaussian lie beyond
 _ERASED_AREA, _ERASED_ASPECT, _ERASED_TO = (0.02, 0.25), 3.0, 0.5
 
 
@@ -47,6 +49,8 @@ class Draw(IntEnum):
     ERASE_ASPECT = 16
     ERASE_X = 17
     ERASE_Y = 18
+    BLUR = 19
+    BLUR_SIGMA = 20
 
 
 def draws(seed: int, epoch: Int64s, uid: Int64s, row: Int64s, view: Int64s) -> NDArray[np.float32]:
@@ -66,11 +70,11 @@ def crop_box(drawn: NDArray[np.float32], width: int, height: int, side: int, res
 
 
 def apply(images: Tensor, drawn: Tensor, config: Augment, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Flip, colours, rotation with zoom and shift, erasing.  uint8 [n, 3, H, W], [n, NUM_DRAWS] -> dtype [n, 3, H, W] in [0, 1]
+    """Flip, colours, rotation with zoom and shift, blur, erasing.  [n, NUM_DRAWS] -> dtype [n, 3, H, W] in [0, 1]
 
-    Everything that is off in the config leaves the values exactly as they are.
+    images: uint8 [n, 3, H, W]. Everything that is off in the config leaves the values exactly as they are.
     """
-    drawn = drawn.to(dtype)
+    images, drawn = images.contiguous(), drawn.to(dtype)  # an encoder's sums round otherwise with channels last
     if config.flip > 0.0:
         flip = drawn[:, Draw.FLIP] < config.flip
         images = torch.where(flip[:, None, None, None], images.flip(-1), images)
@@ -79,6 +83,8 @@ def apply(images: Tensor, drawn: Tensor, config: Augment, dtype: torch.dtype = t
         pixels = _recolor(pixels, _mean_luma(images, dtype), drawn, config)
     if config.rotate > 0.0 or config.scale > 0.0 or config.shift > 0.0:
         pixels = _move(pixels, drawn, config)
+    if config.blur > 0.0:
+        pixels = _blur(pixels, drawn, config)
     if config.erase > 0.0:
         pixels = _erase(pixels, drawn, config)
     return pixels
@@ -132,6 +138,32 @@ def _move(pixels: Tensor, drawn: Tensor, config: Augment) -> Tensor:
     grid = torch.stack([(cos * x + sin * y) * (height / width), cos * y - sin * x], dim=-1)  # [n, H, W, 2]
     dark = F.grid_sample(1 - pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return (1 - dark).clamp(0, 1)
+
+
+def _blur(pixels: Tensor, drawn: Tensor, config: Augment) -> Tensor:
+    """Blur some images with a Gaussian, each with its own sigma; the border's pixels go on outside."""
+    least, most = (sigma * pixels.shape[2] / _BLUR_SIDE for sigma in config.blur_sigma)
+    reach = math.ceil(_BLUR_REACH * most)
+    sigma = least + (most - least) * drawn[:, Draw.BLUR_SIGMA].to(torch.float64)
+    steps = torch.arange(reach + 1, device=pixels.device, dtype=torch.float64)
+    weights = torch.exp(-0.5 * (steps / sigma[:, None]) ** 2)  # [n, reach + 1], of one side
+    weights = (weights / (2 * weights.sum(1, keepdim=True) - 1)).to(pixels.dtype)
+    blurred = _convolve(_convolve(pixels, weights, 2), weights, 3)
+    return torch.where(_wide(drawn[:, Draw.BLUR] < config.blur), blurred.clamp(0, 1), pixels)
+
+
+def _convolve(pixels: Tensor, weights: Tensor, dim: int) -> Tensor:
+    """Weigh each pixel's neighbours along dimension 2 or 3, each image its own way.  weights: [n, reach + 1], of one side
+
+    Sums of shifted images: unlike the kernels of conv2d they round alike whatever the batch.
+    """
+    reach, extent = weights.shape[1] - 1, pixels.shape[dim]
+    padded = F.pad(pixels, (0, 0, reach, reach) if dim == 2 else (reach, reach, 0, 0), mode="replicate")
+    total = _wide(weights[:, 0]) * pixels
+    for step in range(1, reach + 1):
+        both = padded.narrow(dim, reach - step, extent) + padded.narrow(dim, reach + step, extent)
+        total += both.mul_(_wide(weights[:, step]))
+    return total
 
 
 def _erase(pixels: Tensor, drawn: Tensor, config: Augment) -> Tensor:

@@ -20,7 +20,7 @@ class Batch:
     With `vectors`, k = n - m rows are images, and row i is number `place[i]` of the images followed by the vectors.
     """
 
-    images: Tensor  # [k, 3, H, W] uint8
+    images: Tensor  # [k, 3, H, W] uint8, channels last in memory
     group: Tensor  # [n] int64
     uid: Tensor  # [n] int64
     view: Tensor  # [n] int64

@@ -15,6 +15,7 @@ from pipelines.decode import Pixels
 
 WHITE = 255
 MAX_STRIP = 64
+FACTORS = (8, 4, 2)  # by which libjpeg scales down while it decodes
 
 
 class Placement(NamedTuple):
@@ -56,17 +57,18 @@ def random_crop(
     draws: [4] in [0, 1): area, aspect, x, y. With resize = pad the part is cut from the image with its white borders,
     with squash from the image made square, so that training sees the shapes that evaluation sees.
     """
+    drawn_area, drawn_aspect, drawn_x, drawn_y = draws.tolist()
     longest = max(width, height)
     canvas_width, canvas_height = (longest, longest) if resize == "pad" else (width, height)
-    share = area[0] + (area[1] - area[0]) * float(draws[0])
-    ratio = math.exp((2.0 * float(draws[1]) - 1.0) * math.log(aspect))
+    share = area[0] + (area[1] - area[0]) * drawn_area
+    ratio = math.exp((2.0 * drawn_aspect - 1.0) * math.log(aspect))
     if resize == "squash":
         ratio *= width / height
     target = share * canvas_width * canvas_height
     box_width = min(canvas_width, max(1, round(math.sqrt(target * ratio))))
     box_height = min(canvas_height, max(1, round(math.sqrt(target / ratio))))
-    left = int(float(draws[2]) * (canvas_width - box_width + 1)) - (canvas_width - width) // 2
-    top = int(float(draws[3]) * (canvas_height - box_height + 1)) - (canvas_height - height) // 2
+    left = int(drawn_x * (canvas_width - box_width + 1)) - (canvas_width - width) // 2
+    top = int(drawn_y * (canvas_height - box_height + 1)) - (canvas_height - height) // 2
     return _inside(left, top, box_width, box_height, width, height, side)
 
 
@@ -81,16 +83,42 @@ def _inside(left: int, top: int, box_width: int, box_height: int, width: int, he
     return Placement((x0, y0, x1, y1), size, (ox, oy))
 
 
+def snap(placement: Placement, width: int, height: int) -> tuple[Placement, int]:
+    """Move a box by less than a pixel of the image scaled down, so that it is whole pixels there.  -> placement, factor
+
+    width, height: of the image. The factor is the largest that leaves the resolution of the square; 1 changes nothing.
+    """
+    for factor in FACTORS:
+        x0, x1 = _whole_pixels(placement.box[0], placement.box[2], width, factor)
+        y0, y1 = _whole_pixels(placement.box[1], placement.box[3], height, factor)
+        if x1 - x0 >= factor * placement.size[0] and y1 - y0 >= factor * placement.size[1]:
+            return placement._replace(box=(x0, y0, x1, y1)), factor
+    return placement, 1
+
+
+def _whole_pixels(start: int, stop: int, extent: int, factor: int) -> tuple[int, int]:
+    """The nearest multiples of `factor`; what the last whole one of them leaves of the image is cut off."""
+    last = extent // factor
+    return min((start + factor // 2) // factor, last) * factor, min((stop + factor // 2) // factor, last) * factor
+
+
+def shrink(placement: Placement, factor: int) -> Placement:
+    """The same in an image scaled down by a factor that divides the box."""
+    left, top, right, bottom = (edge // factor for edge in placement.box)
+    return placement._replace(box=(left, top, right, bottom))
+
+
 def place(pixels: Pixels, placement: Placement, side: int) -> Tensor:
-    """Resize as Pillow's antialiased bilinear does, to within two grey levels.  [H, W, 3] -> uint8 [3, S, S]"""
+    """Resize as Pillow's antialiased bilinear does, to within two grey levels.  [H, W, 3] -> uint8 [3, S, S], channels last"""
     x0, y0, x1, y1 = placement.box
-    part = torch.from_numpy(pixels[y0:y1, x0:x1]).permute(2, 0, 1)[None]
+    # A batch of one before the channels move: only so are its strides those of channels_last, which is resized as it lies.
+    part = torch.from_numpy(np.ascontiguousarray(pixels[y0:y1, x0:x1]))[None].permute(0, 3, 1, 2)
     width, height = placement.size
     if (y1 - y0, x1 - x0) != (height, width):
         part = F.interpolate(part, (height, width), mode="bilinear", antialias=True, align_corners=False)
     if placement.size == (side, side) and placement.offset == (0, 0):
         return part[0]
-    square = torch.full((3, side, side), WHITE, dtype=torch.uint8)
+    square = torch.full((side, side, 3), WHITE, dtype=torch.uint8).permute(2, 0, 1)
     ox, oy = placement.offset
     left, top, right, bottom = max(ox, 0), max(oy, 0), min(ox + width, side), min(oy + height, side)
     if right > left and bottom > top:

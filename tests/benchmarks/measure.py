@@ -59,6 +59,11 @@ def _resident(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
+def resident() -> int:
+    """Bytes that this process holds."""
+    return _resident("VmRSS")
+
+
 def _settle() -> int:
     """Hand free memory back to the system and forget the peak so far; bytes held."""
     gc.collect()

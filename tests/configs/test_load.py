@@ -55,6 +55,7 @@ def test_a_dumped_config_reads_back_as_the_same_config(good: Path, tmp_path: Pat
         ("steps", "expected key.path=value"),
         ("name.x=1", "'name' holds 'emoji', not a section"),
         ("data.augment.crop=[1, 0.5]", "crop is [smallest, largest]"),
+        ("data.augment.blur_sigma=[2, 0.1]", "blur_sigma is [smallest, largest]; got [2.0, 0.1]"),
         ("data.augment=5", "data.augment: "),
         ("optim.lr=-1", "optim.lr: Input should be greater than 0"),
         ("optim.lr=.nan", "optim.lr: "),

@@ -7,16 +7,35 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from configs.schema import Augment
 from pipelines.augment import Draw, apply, crop_box, draws
 from pipelines.batch import NUM_DRAWS
 from pipelines.geometry import whole
 
-EVERYTHING = Augment(crop=(0.5, 1.0), flip=0.5, rotate=30.0, scale=0.2, shift=0.1, color=0.4, hue=0.1, grayscale=0.3, erase=0.5)
+WIDE = (1.0, 16.0)  # a range of sigma that shows in images as small as these
+EVERYTHING = Augment(
+    crop=(0.5, 1.0),
+    flip=0.5,
+    rotate=30.0,
+    scale=0.2,
+    shift=0.1,
+    color=0.4,
+    hue=0.1,
+    grayscale=0.3,
+    blur=0.5,
+    blur_sigma=WIDE,
+    erase=0.5,
+)
+NOT_ALONE = ("crop", "aspect", "blur_sigma")
 CONFIGS = {
     "all": EVERYTHING,
-    **{name: Augment.model_validate({name: value}) for name, value in EVERYTHING if value and name not in ("crop", "aspect")},
+    **{
+        name: Augment.model_validate({name: value, "blur_sigma": WIDE})
+        for name, value in EVERYTHING
+        if value and name not in NOT_ALONE
+    },
 }
 
 
@@ -62,6 +81,14 @@ def test_draws_do_not_depend_on_what_is_drawn_with_them() -> None:
 def test_all_off_is_exact() -> None:
     for dtype in (torch.float32, torch.float64):
         assert torch.equal(apply(images(), some_draws(), Augment(), dtype), images().to(dtype) / 255)
+
+
+def test_how_images_lie_in_memory_changes_nothing() -> None:
+    last = images().contiguous(memory_format=torch.channels_last)
+    for config in (Augment(), EVERYTHING):
+        found = apply(last, some_draws(), config)
+        assert found.is_contiguous()
+        assert torch.equal(found, apply(images(), some_draws(), config))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -130,6 +157,33 @@ def test_oblong_images_are_rotated_without_distortion() -> None:
     oblong[:, :, 5:15, 25:35] = 0  # a square in the middle stays one after a quarter turn
     turned = apply(oblong, with_draw(ROTATE=1.0), Augment(rotate=90.0), torch.float64)
     assert float((turned - oblong.double() / 255).abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize(("side", "sigmas"), [(224, (0.1, 2.0)), (48, (0.1, 2.0)), (40, (3.0, 16.0)), (8, (16.0, 16.0))])
+def test_blur_is_scipys_gaussian_with_a_sigma_of_each_image(side: int, sigmas: tuple[float, float]) -> None:
+    pixels, drawn = images(3, side, side), some_draws(3)
+    drawn[:, Draw.BLUR] = torch.tensor([0.1, 0.9, 0.2])
+    found = apply(pixels, drawn, Augment(blur=0.5, blur_sigma=sigmas), torch.float64)
+    for index in (0, 2):
+        share = float(drawn[index, Draw.BLUR_SIGMA])
+        sigma = (sigmas[0] + (sigmas[1] - sigmas[0]) * share) * side / 224
+        radius = math.ceil(3 * sigmas[1] * side / 224)
+        plain = pixels[index].double().numpy() / 255
+        expected = gaussian_filter(plain, (0, sigma, sigma), radius=(0, radius, radius), mode="nearest")
+        assert np.abs(found[index].numpy() - expected).max() < 1e-12
+    assert torch.equal(found[1], pixels[1].double() / 255)
+
+
+def test_blur_keeps_a_plain_image_as_it_is_and_reaches_no_further_than_its_kernel() -> None:
+    plain = torch.full((2, 3, 40, 40), 200, dtype=torch.uint8)
+    config = Augment(blur=1.0, blur_sigma=(16.0, 16.0))
+    assert float((apply(plain, some_draws(2), config) - 200 / 255).abs().max()) < 1e-6
+    dot = torch.zeros((1, 3, 40, 40), dtype=torch.uint8)
+    dot[:, :, 20, 20] = 255
+    touched = torch.nonzero(apply(dot, with_draw(BLUR=0.0), config)[0, 0])
+    reach = math.ceil(3 * 16 * 40 / 224)
+    assert touched.amin(0).tolist() == [20 - reach, 20 - reach]
+    assert touched.amax(0).tolist() == [20 + reach, 20 + reach]
 
 
 def test_erasing_paints_one_grey_rectangle() -> None:

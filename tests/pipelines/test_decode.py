@@ -60,6 +60,18 @@ def test_exif_orientation_is_applied(painter: Painter, kind: str, orientation: i
     assert (header.width, header.height) == expected.size
 
 
+@pytest.mark.parametrize("padding", [b"", b"\xff", b"\xff\xff\xff", b"\xff\xfe\x00\x06note"])
+def test_exif_orientation_is_found_behind_other_segments_and_padding(painter: Painter, padding: bytes) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(painter(4), "JPEG", exif=exif)
+    at = data.index(b"\xff\xe1")
+    data = data[:at] + padding + data[at:]
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert expected.size == (32, 40)
+    assert far(decode(data), np.asarray(expected)) <= 2
+
+
 def test_transparency_is_laid_on_white(painter: Painter) -> None:
     image = painter(5, mode="RGBA")
     alpha = np.tile(np.linspace(0, 255, image.width).astype(np.uint8), (image.height, 1))
