@@ -119,7 +119,8 @@ class Filler:
         side = self.data.image_size
         # Channels last, as they are decoded: the device turns a whole batch at once for less.
         images = torch.empty((plan.num_images, side, side, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-        images[torch.from_numpy(~plan.present)] = 0  # `_fill` writes the rest
+        for index in np.flatnonzero(~plan.present).tolist():  # `_fill` writes the rest
+            images[index] = 0
         parts = []
         for start in range(0, plan.num_images, IMAGES_PER_TASK):
             few = np.arange(start, min(start + IMAGES_PER_TASK, plan.num_images))
