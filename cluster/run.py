@@ -50,7 +50,10 @@ def train(
         return before
     if address is None and config.cluster.gpus_per_worker > 0:
         device_of(0, gpu=True)
-    histories = histories_of(config, folder, open_training(config), accept_new_data=accept_new_data)
+    manifest = open_training(config)
+    if manifest.weighted:
+        say("the records have weights, which no loss takes into account: all count alike")
+    histories = histories_of(config, folder, manifest, accept_new_data=accept_new_data)
     facts = check(config, histories)
     tracker = _tracker(config, folder) if config.tracking.enabled else None
     folder.claim(config)
