@@ -138,9 +138,9 @@ class Filler:
             try:
                 file = self._reader.read(*where)
                 if plan.dim is not None and plan.dim[index]:
-                    room.numbers(index)[:] = decode_vector(file, int(plan.dim[index]))
+                    room.put_numbers(index, decode_vector(file, int(plan.dim[index])))
                 else:
-                    room.image(index)[:] = cut(file, plan.draws[index], self.data, self.augment)
+                    room.put_image(index, cut(file, plan.draws[index], self.data, self.augment))
             except ValueError as error:
                 bad.append(Bad(index, str(error)))
                 room.clear(index)

@@ -86,9 +86,9 @@ class Listing:
     records: Records
     ignored: int = 0  # files that are hidden or no images
     empty_classes: tuple[str, ...] = ()
-    nbytes: int = 0  # of the image files, where known
+    nbytes: int = 0  # of the records' files, where known
     rejected: tuple[tuple[str, str], ...] = ()  # what lacks something, and what it is
-    sizes: Int64s | None = None  # [n, k] bytes of every record's images: 0 where there is none, -1 where it is not known
+    sizes: Int64s | None = None  # [n, k] bytes of every record's `files`: 0 where there is none, -1 where it is not known
     stamp: str = ""  # differs once the source has changed; empty: the records' own names have to do
     stage: Callable[[Path], Records] | None = None  # copies into a folder what is slow to read out of order
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from pipelines.batch import Batch
 from pipelines.plan import Plan
 from pipelines.samples import TARGET
+from pipelines.vectors import Vector
 
 
 class Room:
@@ -29,24 +30,21 @@ class Room:
         self._vectors = np.zeros((num_vectors, vector_dim), np.float32) if vector_dim else None
         self._target = np.zeros((len(plan.sample), target_dim), np.float32) if target_dim else None
 
-    def image(self, index: int) -> Tensor:
-        """Where the image of member `index` goes.  [3, S, S]"""
-        return self._images[index if self._slot is None else int(self._slot[index])]
+    def put_image(self, index: int, pixels: Tensor | int) -> None:
+        """Member `index` is this image [3, S, S] uint8."""
+        self._images[index if self._slot is None else int(self._slot[index])] = pixels
 
-    def numbers(self, index: int) -> NDArray[np.float32]:
-        """Where the numbers of member `index`, a vector or a target, go.  [E]"""
+    def put_numbers(self, index: int, numbers: Vector | int) -> None:
+        """Member `index`, a vector or a target, is this [E]."""
         place = self._target if self._is_target[index] else self._vectors
         assert place is not None
         assert self._slot is not None
-        row: NDArray[np.float32] = place[self._slot[index]]
-        return row
+        place[self._slot[index]] = numbers
 
     def clear(self, index: int) -> None:
         """All zeros: a member that is not there or could not be read."""
-        if self._plan.dim is not None and self._plan.dim[index]:
-            self.numbers(index)[:] = 0
-        else:
-            self.image(index).zero_()
+        is_image = self._plan.dim is None or not self._plan.dim[index]
+        (self.put_image if is_image else self.put_numbers)(index, 0)
 
     def batch(self, bad: Sequence[int]) -> Batch:
         """`bad`: members that could not be read."""
