@@ -34,16 +34,11 @@ def decode_vector(data: bytes, dim: int | None = None) -> Vector:
         raise ValueError(f"damaged: {len(data) - start} bytes of numbers, where {count} of {kind.itemsize} bytes are announced")
     if dim is not None and count != dim:
         raise ValueError(f"a vector of {count} numbers, not {dim}")
-    return to_float32(np.frombuffer(data, kind, offset=start))
-
-
-def to_float32(numbers: NDArray[np.generic]) -> Vector:
-    """A copy in float32, of any shape. Raises ValueError when one of them is not finite, or becomes so."""
     with np.errstate(over="ignore", invalid="ignore"):
-        found = numbers.astype(np.float32)
-    if not np.isfinite(found).all():
+        vector = np.frombuffer(data, kind, offset=start).astype(np.float32)
+    if not np.isfinite(vector).all():
         raise ValueError("a number that is not finite in float32 (nan or inf)")
-    return found
+    return vector
 
 
 def encode_vectors(vectors: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -100,7 +100,7 @@ def as_npy(cells: pa.Array, dim: int, first_row: int, where: str) -> pa.LargeBin
     valid = cells.is_valid().to_numpy(False)
     there = np.flatnonzero(valid)
     lengths = pc.list_value_length(cells).drop_null().to_numpy(False)
-    _refuse(there[(lengths != dim) | (lengths == 0)], cells, first_row, where, f"a list of {dim or 'at least one'} numbers")
+    _refuse(there[(lengths != dim) | (lengths == 0)], cells, first_row, where, f"a list of {dim or 'one or more'} numbers")
     numbers = pc.list_flatten(cells)  # [p * dim]
     with np.errstate(over="ignore", invalid="ignore"):
         vectors = numbers.to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(there), dim)

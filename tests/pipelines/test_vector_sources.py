@@ -16,6 +16,8 @@ from PIL import Image
 from pipelines.index import index
 from pipelines.manifest import Manifest
 from pipelines.pack import pack
+from pipelines.sources.table import list_table
+from pipelines.vectors import decode_vector
 from pipelines.verify import verify
 from tests.pipelines.streams import settings, take
 from tests.pipelines.test_npy import Evil, save
@@ -83,6 +85,10 @@ def test_lists_of_numbers_in_tables_are_vectors(truth: Truth, tmp_path: Path, su
     manifest = Manifest.open(tmp_path / "out")
     batches = take(manifest, settings(image_size=SIDE, augment=PLAIN, batch=11), 2)
     assert sorted(assert_true(batches, Truth(members, truth.targets))) == list(range(COUNT))
+    listed = list_table(path, "triplet").records  # without a copy of the table's cells
+    for i, record in enumerate(listed):
+        np.testing.assert_array_equal(decode_vector(record.images[1].read()), positive[i])
+        np.testing.assert_array_equal(decode_vector(record.files[-1].read()), truth.targets[i])
     pack(path, tmp_path / "again", kind="triplet")
     assert Manifest.open(tmp_path / "again").digest == manifest.digest
 
@@ -158,7 +164,7 @@ def test_other_peoples_arrays_beside_labelled_images_are_passed_over(truth: Trut
         ({"positive": [[1.0, 2.0], [1.0, 1e300]]}, "column positive, row 1: expected finite"),
         ({"positive": [[1.0, 2.0], [1.0, None]]}, "column positive, row 1: expected finite"),
         ({"positive": [[1.0, 2.0], [1.0, 2.0, 3.0]]}, "column positive, row 1: expected a list of 2 numbers, got 3"),
-        ({"positive": [[], [1.0]]}, "column positive, row 0: expected a list of at least one"),
+        ({"positive": [[], [1.0]]}, "column positive, row 0: expected a list of one or more"),
         ({"positive": [[1.0], None]}, "row 1: no positive"),
         ({"anchor": [[1.0], [2.0]], "positive": [[1.0], [2.0]]}, "row 0: only vectors in anchor, positive; every record needs"),
         ({"positive": [["a"], ["b"]]}, "column positive .* must hold paths, image bytes or vectors"),
