@@ -81,6 +81,7 @@ class Manifest:
         self.weighted: bool = about["weighted"]  # whether any record has a weight other than 1
         self.vector_dim: int = about.get("vector_dim", 0)  # numbers of the vectors among its images; 0: there are none
         self.target_dim: int = about.get("target_dim", 0)  # numbers of the target that every record has; 0: none has
+        self.has_vectors = self.vector_dim + self.target_dim > 0  # whether not all members are images
         self.sizes: Int64s = shards["num_samples"].to_numpy().astype(np.int64)
         self.starts: Int64s = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
         self.numbers: Int64s = self.starts[:-1]  # of each shard's first record, for what is drawn for a record
@@ -113,11 +114,6 @@ class Manifest:
             wanted = str(about["digest"])
             raise ValueError(f"{location!r} does not match its digest ({seen[:12]}, not {wanted[:12]}); pack the data again")
         return cls(location, about, shards, tables)
-
-    @property
-    def has_vectors(self) -> bool:
-        """Whether not all members are images."""
-        return self.vector_dim + self.target_dim > 0
 
     @property
     def path(self) -> Path:
