@@ -59,6 +59,7 @@ def check(config: RunConfig, histories: Sequence[History] | None = None) -> Fact
     build_optimizer(config.optim, [encoder, objective])
     _try_objective(config, manifest, objective, encoder)
     _check_encoder(config, encoder)
+    _check_eval_vectors(config, int(encoder.dim))  # type: ignore[arg-type]
     parameters = sum(p.numel() for p in encoder.parameters())
     _check_disk(config, parameters)
     units = config.data.batch // (config.data.per_class or 1)
@@ -116,6 +117,13 @@ def _check_eval(config: RunConfig, train: Manifest) -> int:
     if manifest.kind == "labelled" and int(manifest.classes.counts.max()) < 2:
         raise ValueError(f"data.eval: no class in {config.data.eval} has two images, so nothing can be found; add images")
     return manifest.num_samples
+
+
+def _check_eval_vectors(config: RunConfig, dim: int) -> None:
+    """Those of `data.train` are compared when the loss is tried."""
+    given = 0 if config.data.eval is None else Manifest.open(config.data.eval, cache=config.data.cache).vector_dim
+    if given not in (0, dim):
+        raise ValueError(f"data.eval: its vectors have {given} numbers, but encoder.dim is {dim}; set encoder.dim to {given}")
 
 
 def _check_tracking(config: RunConfig) -> None:

@@ -17,14 +17,14 @@ from trainer.report.data import Neighbour, Sheet
 
 
 class Gallery:
-    """All of `data.eval`, embedded on the CPU by one process."""
+    """All images of `data.eval`, embedded on the CPU by one process; of vectors among its records there is nothing to show."""
 
     def __init__(self, config: RunConfig, encoder: nn.Module) -> None:
         assert config.data.eval is not None
         self.data = config.data
         self.manifest = Manifest.open(config.data.eval, cache=config.data.cache)
         batches = evaluation_batches(self.manifest, config.data, batch=EVALUATION_BATCH)
-        self.found: Embedded = embed(encoder, batches, plain(torch.device("cpu"), torch.float32))
+        self.found: Embedded = _images(self.manifest, embed(encoder, batches, plain(torch.device("cpu"), torch.float32)))
 
     def some(self, number: int) -> list[bytes]:
         """At most `number` encoded images, evenly spread over the set."""
@@ -63,3 +63,16 @@ class Gallery:
             for i, score in zip(nearest, cosine, strict=True)
         ]
         return Sheet(self.image(query), self._label(query), hits)
+
+
+def _images(manifest: Manifest, found: Embedded) -> Embedded:
+    """Without the rows that are given as vectors."""
+    if not manifest.vector_dim:
+        return found
+    keep = torch.zeros(len(found.sample), dtype=torch.bool)
+    for shard in torch.unique(found.sample[:, 0]).tolist():
+        table, here = manifest.table(shard), found.sample[:, 0] == shard
+        # The view of a member is its place in the record.
+        member = torch.from_numpy(table.start)[found.sample[here, 1]] + found.sample[here, 2]
+        keep[here] = torch.from_numpy(table.dim)[member] == 0
+    return Embedded(found.vectors[keep], found.group[keep], found.sample[keep])

@@ -21,7 +21,9 @@ def _lines(contents: Contents) -> Iterator[tuple[str, str]]:
     yield "records", f"{contents.records}{bad}"
     yield "images", f"{contents.images}" + (f", {twice} of them copies of others" if twice else "")
     if contents.vectors:
-        yield "vectors", f"{contents.vectors}"
+        yield "vectors", f"{contents.vectors} of {contents.vector_dim} numbers, in place of images"
+    if contents.targets:
+        yield "targets", f"{contents.targets} of {contents.target_dim} numbers"
     yield (
         "shards",
         f"{shards['count']} of {_megabytes(shards['smallest_bytes'])} to {_megabytes(shards['largest_bytes'])}, "

@@ -19,7 +19,7 @@ import pyarrow.parquet
 
 from pipelines.folders import sync
 from pipelines.parallel import ordered_map
-from pipelines.prepare import PackedImage
+from pipelines.prepare import PackedImage, prepare_vector
 from pipelines.records import Record
 from pipelines.samples import SCHEMA
 from pipelines.shards import ShardWriter, shard_name
@@ -77,9 +77,9 @@ class Prepared:
     """A record and its images, as far as they are of use."""
 
     record: Record
-    images: list[PackedImage] = field(default_factory=list)
+    images: list[PackedImage] = field(default_factory=list)  # of the record's `files`
     rejected: list[tuple[str, str]] = field(default_factory=list)
-    errors: list[Exception | None] = field(default_factory=list)  # one an image
+    errors: list[Exception | None] = field(default_factory=list)  # one a file
 
 
 def write_chunk(chunk: Chunk) -> None:
@@ -118,19 +118,21 @@ def read_chunk(folder: Path) -> Finished | None:
 def prepare_record(record: Record, *, prepare: Prepare) -> Prepared:
     """Read and prepare its images; what is wrong with them is told, not raised."""
     result = Prepared(record)
-    for image in record.images:
+    for image in record.files:
         try:
-            result.images.append(prepare(image.read()))
+            result.images.append(prepare_vector(image.read()) if image is record.target else prepare(image.read()))
             result.errors.append(None)
         except (OSError, ValueError) as error:
             result.errors.append(error)
             result.rejected.append((image.name, "no such file" if isinstance(error, FileNotFoundError) else str(error)))
+    if not result.rejected and all(image.dim for image in result.images):
+        result.rejected.append((record.name, "no image in the record, only vectors"))
     return result
 
 
 def num_threads(records: list[Record], threads: int) -> int:
     """More than `threads` where images come from a store."""
-    remote = any(isinstance(image, UrlFile) for record in records for image in record.images)
+    remote = any(isinstance(image, UrlFile) for record in records for image in record.files)
     return max(threads, REMOTE_THREADS) if remote else threads
 
 
@@ -155,7 +157,7 @@ def _write_into(folder: Path, chunk: Chunk) -> dict[str, object]:
     ):
         for place, item in enumerate(prepared, chunk.first):
             images += len(item.record.images)
-            for image, error in zip(item.record.images, item.errors, strict=True):
+            for image, error in zip(item.record.files, item.errors, strict=True):
                 answers.note(image, error)
             rejected += item.rejected
             if not item.rejected:

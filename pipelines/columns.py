@@ -28,10 +28,11 @@ class ColumnRecords:
         entities: pa.DictionaryArray | None = None,
         match: NDArray[np.int8] | None = None,
         weight: NDArray[np.float64] | None = None,
+        target: ImageColumn | None = None,
     ) -> None:
         self._count, self._images = count, images
         self.entities = entities
-        self._match, self._weight = match, weight
+        self._match, self._weight, self._target = match, weight, target
 
     def __len__(self) -> int:
         return self._count
@@ -42,6 +43,7 @@ class ColumnRecords:
             entity=None if self.entities is None else self.entities[index].as_py(),
             match=None if self._match is None else int(self._match[index]),
             weight=1.0 if self._weight is None else float(self._weight[index]),
+            target=None if self._target is None else self._target(index),
         )
 
     def __iter__(self) -> Iterator[Record]:

@@ -13,7 +13,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from configs.schema import Augment, Data
 from pipelines.batch import Batch
@@ -22,7 +21,9 @@ from pipelines.crop import cut
 from pipelines.manifest import Manifest
 from pipelines.plan import Plan
 from pipelines.read import Reader
+from pipelines.room import Room
 from pipelines.threads import Threads
+from pipelines.vectors import decode_vector
 
 T = TypeVar("T")
 IMAGES_PER_TASK = 16
@@ -30,7 +31,7 @@ IMAGES_PER_TASK = 16
 
 @dataclass(frozen=True, slots=True)
 class Bad:
-    """An image that could not be used: its index in the batch, and why."""
+    """An image or a vector that could not be used: its index in the plan, and why."""
 
     index: int
     reason: str
@@ -48,7 +49,7 @@ class Filled:
 @dataclass(frozen=True, slots=True)
 class _Started:
     plan: Plan
-    images: Tensor
+    room: Room
     parts: list[Future[list[Bad]]]
 
 
@@ -62,7 +63,7 @@ class Filler:
     def __init__(self, manifest: Manifest, data: Data, augment: Augment, plans: Iterator[Callable[[], Plan]]) -> None:
         self.data, self.augment = data, augment
         self.wait_s = 0.0
-        self._plans = plans
+        self._manifest, self._plans = manifest, plans
         self._reader = Reader(manifest, data)
         self._planner = single_core_threads(1, "plan")  # apart from the pool, so that fetching starts early
         self._pool = single_core_threads(data.threads)
@@ -89,7 +90,7 @@ class Filler:
             self.close()
             raise
         self.wait_s += time.perf_counter() - started
-        return Filled(work.plan, _assemble(work.plan, work.images, bad), bad)
+        return Filled(work.plan, work.room.batch([one.index for one in bad]), bad)
 
     @property
     def counts(self) -> Counts:
@@ -116,31 +117,33 @@ class Filler:
     def _start(self, make: Callable[[], Plan]) -> _Started:
         with self._reader.watch.busy("the tables of the manifest", 0):
             plan = make()
-        side = self.data.image_size
-        # Channels last, as they are decoded: the device turns a whole batch at once for less.
-        images = torch.empty((plan.num_images, side, side, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+        room = Room(plan, self.data.image_size, self._manifest.vector_dim, self._manifest.target_dim)
         for index in np.flatnonzero(~plan.present).tolist():  # `_fill` writes the rest
-            images[index] = 0
+            room.clear(index)
         parts = []
-        for start in range(0, plan.num_images, IMAGES_PER_TASK):
-            few = np.arange(start, min(start + IMAGES_PER_TASK, plan.num_images))
+        for start in range(0, plan.num_members, IMAGES_PER_TASK):
+            few = np.arange(start, min(start + IMAGES_PER_TASK, plan.num_members))
             here = few[plan.present[few]]
             where = (column[here].tolist() for column in (plan.shard, plan.offset, plan.size))
             coming = self._reader.prefetch(*where)
-            parts.append(self._pool.submit(self._fill, plan, images, here.tolist(), coming, after=coming))
-        return _Started(plan, images, parts)
+            parts.append(self._pool.submit(self._fill, plan, room, here.tolist(), coming, after=coming))
+        return _Started(plan, room, parts)
 
-    def _fill(self, plan: Plan, images: Tensor, indices: list[int], fetched: list[Future[None]]) -> list[Bad]:
+    def _fill(self, plan: Plan, room: Room, indices: list[int], fetched: list[Future[None]]) -> list[Bad]:
         for block in fetched:
             block.result()  # raises what went wrong with it
         bad = []
         for index in indices:
             where = (int(plan.shard[index]), int(plan.offset[index]), int(plan.size[index]), int(plan.crc32[index]))
             try:
-                images[index] = cut(self._reader.read(*where), plan.draws[index], self.data, self.augment)
+                file = self._reader.read(*where)
+                if plan.dim is not None and plan.dim[index]:
+                    room.put_numbers(index, decode_vector(file, int(plan.dim[index])))
+                else:
+                    room.put_image(index, cut(file, plan.draws[index], self.data, self.augment))
             except ValueError as error:
                 bad.append(Bad(index, str(error)))
-                images[index] = 0
+                room.clear(index)
         return bad
 
 
@@ -163,23 +166,3 @@ def single_core_threads(count: int, name: str = "decode") -> Threads:
         task.result()
     torch.set_num_threads(before)
     return pool
-
-
-def _assemble(plan: Plan, images: Tensor, bad: list[Bad]) -> Batch:
-    valid = plan.present.copy()
-    valid[[one.index for one in bad]] = False
-    spoiled = np.zeros(len(plan.sample), dtype=bool)  # one bad image spoils its record
-    spoiled[plan.record[~valid]] = True
-    valid &= ~spoiled[plan.record]
-    return Batch(
-        images=images,
-        group=torch.from_numpy(plan.group),
-        uid=torch.from_numpy(plan.uid),
-        view=torch.from_numpy(plan.view),
-        record=torch.from_numpy(plan.record),
-        valid=torch.from_numpy(valid),
-        draws=torch.from_numpy(plan.draws),
-        sample=torch.from_numpy(plan.sample),
-        match=None if plan.match is None else torch.from_numpy(plan.match),
-        weight=None if plan.weight is None else torch.from_numpy(plan.weight),
-    )

@@ -16,11 +16,12 @@ from pipelines.decode import MAX_PIXELS, read_header
 from pipelines.hashing import Int64s, hash_bytes
 from pipelines.keys import hash_keys
 from pipelines.records import member_groups
-from pipelines.samples import SCHEMA
+from pipelines.samples import SCHEMA, TARGET
 from pipelines.sources.tars import as_record
 from pipelines.tar import TarError, TarReader
-from pipelines.tar_records import TarRecord, interpret, is_image, is_text, read_records
+from pipelines.tar_records import TarRecord, interpret, is_image, is_text, may_be_vector, read_records
 from pipelines.tar_urls import open_tar
+from pipelines.vectors import decode_vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +73,16 @@ def scan_tar(tar: str, *, kind: str, keys_per_tar: bool = False) -> Scan:
 
 
 def _wanted(suffix: str) -> bool:
-    return is_text(suffix) or is_image(suffix)
+    return is_text(suffix) or is_image(suffix) or may_be_vector(suffix)
 
 
 def _row(tar: str, key: str, found: TarRecord, kind: str, passed: Counter[str]) -> dict[str, Any]:
     """A row of SCHEMA. Raises ValueError when the record lacks something or an image is none."""
     meaning = interpret(kind, found)
     record = as_record(tar, found, meaning)
-    members = [found.members[suffix] for suffix in meaning.images]
-    passed.update(_unused(found, meaning.images))
-    images = [_image(found, suffix) for suffix in meaning.images]
+    members = [found.members[suffix] for suffix in meaning.files]
+    passed.update(_unused(found, meaning.files))
+    images = [_image(found, suffix) for suffix in meaning.files]
     return {
         "key": key,
         "source": record.name,
@@ -91,7 +92,7 @@ def _row(tar: str, key: str, found: TarRecord, kind: str, passed: Counter[str]) 
         "match": -1 if record.match is None else record.match,
         "weight": record.weight,
         "bad": False,
-        "view": list(range(len(members))),
+        "view": [*range(len(meaning.images)), *([] if meaning.target is None else [TARGET])],
         "offset": [member.offset for member in members],
         "size": [member.size for member in members],
         "group": member_groups(kind, record, key),
@@ -100,15 +101,18 @@ def _row(tar: str, key: str, found: TarRecord, kind: str, passed: Counter[str]) 
 
 
 def _image(found: TarRecord, suffix: str) -> dict[str, int]:
-    """What the manifest says about an image's bytes. Raises ValueError when its header cannot be read."""
+    """What the manifest says about an image's or a vector's bytes. Raises ValueError when its header cannot be read."""
     data = found.data.get(suffix)
     if data is None:
         raise ValueError(f"{suffix}: {found.members[suffix].size} bytes are too many for an image")
     try:
-        header = read_header(data, max_pixels=MAX_PIXELS)
+        if may_be_vector(suffix):
+            facts = {"width": 0, "height": 0, "dim": len(decode_vector(data))}
+        else:
+            header = read_header(data, max_pixels=MAX_PIXELS)
+            facts = {"width": header.width, "height": header.height, "dim": 0}
     except ValueError as error:
         raise ValueError(f"{suffix}: {error}") from None
-    facts = {"width": header.width, "height": header.height, "dim": 0}
     return {"crc32": zlib.crc32(data), "uid": hash_bytes(data), **facts}
 
 

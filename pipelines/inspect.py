@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pipelines.hashing import Int64s
 from pipelines.manifest import Manifest
 from pipelines.records import MEMBERS
+from pipelines.samples import TARGET
 from pipelines.tar_urls import open_tar
 
 QUANTILES = {"min": 0.0, "5%": 0.05, "25%": 0.25, "median": 0.5, "75%": 0.75, "95%": 0.95, "max": 1.0}
@@ -41,7 +42,10 @@ class Contents:
     images: int
     distinct_images: int
     bad: int  # records that the manifest calls bad
-    vectors: int
+    vectors: int  # in place of images
+    vector_dim: int
+    targets: int
+    target_dim: int
     nbytes: int
     shards: dict[str, int] = field(default_factory=dict)
     quantiles: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -72,6 +76,9 @@ def inspect(manifest: Manifest) -> Contents:
         distinct_images=len(np.unique(uids)),
         bad=tally.bad,
         vectors=tally.vectors,
+        vector_dim=manifest.vector_dim,
+        targets=tally.targets,
+        target_dim=manifest.target_dim,
         nbytes=int(manifest.nbytes.sum()),
         shards=_shards(manifest),
         quantiles={name: quantiles_of(counts) for name, counts in tally.histograms.items() if counts.any()},
@@ -102,7 +109,7 @@ class _Tally:
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        self.bad = self.vectors = self.matches = 0
+        self.bad = self.vectors = self.targets = self.matches = 0
         self.uids: list[Int64s] = []
         self.groups: list[Int64s] = []
         self.weights: list[NDArray[np.float32]] = []
@@ -117,8 +124,10 @@ class _Tally:
         self.uids.append(table.uid[images])
         self.groups.append(table.group[table.start[:-1]])
         self.weights.append(table.weight)
-        self.negatives.update((np.diff(table.start) - len(MEMBERS[self.kind])).tolist())
-        self.vectors += int((~images).sum())
+        targets, others = int((table.view == TARGET).sum()), len(MEMBERS[self.kind]) + (manifest.target_dim > 0)
+        self.negatives.update((np.diff(table.start) - others).tolist())
+        self.vectors += int((~images).sum()) - targets
+        self.targets += targets
         self.bad += int(table.bad.sum())
         self.matches += int((table.match == 1).sum())
 

@@ -79,6 +79,9 @@ class Manifest:
         self.num_images: int = about["num_images"]
         self.num_classes: int = about["num_classes"]
         self.weighted: bool = about["weighted"]  # whether any record has a weight other than 1
+        self.vector_dim: int = about.get("vector_dim", 0)  # numbers of the vectors among its images; 0: there are none
+        self.target_dim: int = about.get("target_dim", 0)  # numbers of the target that every record has; 0: none has
+        self.has_vectors = self.vector_dim + self.target_dim > 0  # whether not all members are images
         self.sizes: Int64s = shards["num_samples"].to_numpy().astype(np.int64)
         self.starts: Int64s = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
         self.numbers: Int64s = self.starts[:-1]  # of each shard's first record, for what is drawn for a record

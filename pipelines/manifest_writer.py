@@ -14,6 +14,7 @@ import pyarrow.parquet
 from pipelines.hashing import hash_entity
 from pipelines.manifest import FORMAT, ORDER_VERSION, VERSION, digest_of
 from pipelines.samples import SCHEMA, SHARDS_SCHEMA
+from pipelines.vector_sizes import VectorSizes
 
 SHARDS_PER_FILE = 1000  # row groups in one samples file, to keep its footer small
 _CHECKED = {"write_page_checksum": True}  # for `verify`
@@ -30,7 +31,7 @@ class ManifestWriter:
         self.out, self.kind, self.made_by = out, kind, made_by
         self.num_samples = self.num_images = self.nbytes = 0
         self.class_counts: dict[str, int] = {}
-        self._weighted = False
+        self._weighted, self._sizes = False, VectorSizes()
         self._shards: list[dict[str, Any]] = []
         self._runs: list[pa.Table] = []
         self._samples: pyarrow.parquet.ParquetWriter | None = None
@@ -41,7 +42,11 @@ class ManifestWriter:
         return len(self._shards)
 
     def add(self, url: str, nbytes: int, sha256: str, samples: pa.Table) -> None:
-        """One shard: `url` absolute or relative to `out`, size and hash of its file, and its records as SCHEMA says."""
+        """One shard: `url` absolute or relative to `out`, size and hash of its file, and its records as SCHEMA says.
+
+        Raises Discard when their vectors or targets are not as long as all others, or only some records have a target.
+        """
+        self._sizes.add(url, samples)
         number = len(self._shards)
         file = f"samples/{number // SHARDS_PER_FILE:05d}.parquet"
         if number % SHARDS_PER_FILE == 0:
@@ -61,7 +66,7 @@ class ManifestWriter:
             }
         )
         self.num_samples += samples.num_rows
-        self.num_images += int(pc.sum(pc.list_value_length(samples["uid"])).as_py() or 0)
+        self.num_images += int(pc.sum(pc.equal(pc.list_flatten(samples["dim"]), 0)).as_py() or 0)
         self.nbytes += nbytes
         self._weighted |= bool(pc.any(pc.not_equal(samples["weight"], 1.0)).as_py())
         if self.kind == "labelled":
@@ -91,6 +96,8 @@ class ManifestWriter:
             "num_shards": self.num_shards,
             "num_classes": len(names),
             "weighted": self._weighted,
+            "vector_dim": self._sizes.vector,
+            "target_dim": self._sizes.target,
             "nbytes": self.nbytes,
             "digest": digest_of(self.kind, shards),
         }

@@ -30,8 +30,9 @@ class Mixture(Manifest):
     """
 
     def __init__(self, parts: Sequence[Manifest], sources: Sequence[Source]) -> None:
-        """Raises ValueError when the parts are not of one kind."""
+        """Raises ValueError when the parts are not of one kind, or their vectors or targets not of one length."""
         _require_one_kind(parts)
+        _require_one_length(parts)
         about = {
             "kind": parts[0].kind,
             "digest": hashlib.sha256(" ".join(part.digest for part in parts).encode()).hexdigest(),
@@ -39,6 +40,8 @@ class Mixture(Manifest):
             "num_images": sum(part.num_images for part in parts),
             "num_classes": 0,
             "weighted": any(part.weighted for part in parts),
+            "vector_dim": parts[0].vector_dim,
+            "target_dim": parts[0].target_dim,
         }
         shards = pa.concat_tables(part._shards for part in parts)
         super().__init__(" + ".join(part.location for part in parts), about, shards, parts[0]._files)
@@ -142,3 +145,10 @@ def _require_one_kind(parts: Sequence[Manifest]) -> None:
     if len({part.kind for part in parts}) > 1:
         seen = ", ".join(f"{part.location!r} {part.kind}" for part in parts)
         raise ValueError(f"sources of one run must be of one kind, but these are not: {seen}; pack them with the same --kind")
+
+
+def _require_one_length(parts: Sequence[Manifest]) -> None:
+    for name, dims in {"vectors": [p.vector_dim for p in parts], "targets": [p.target_dim for p in parts]}.items():
+        if len(set(dims)) > 1:
+            seen = ", ".join(f"{part.location!r} {dim or 'none'}" for part, dim in zip(parts, dims, strict=True))
+            raise ValueError(f"sources of one run must have {name} of one length, but these have: {seen}; train on them apart")

@@ -11,13 +11,14 @@ from pipelines.augment import draws
 from pipelines.batch import NUM_DRAWS
 from pipelines.hashing import Int64s
 from pipelines.manifest import Manifest
+from pipelines.samples import TARGET
 
 Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """n images of R records: where they lie and everything that goes with them."""
+    """n members (images, vectors, targets) of R records: where they lie and everything that goes with them."""
 
     shard: Int64s  # [n]
     row: Int64s  # [n] of the record in the shard
@@ -26,21 +27,22 @@ class Plan:
     crc32: Int64s  # [n]
     uid: Int64s  # [n]
     group: Int64s  # [n]
-    view: Int64s  # [n]
+    view: Int64s  # [n] TARGET: no row of the batch
     record: Int64s  # [n]
     present: Bools  # [n] False for padding and for what the manifest calls bad: not read at all
     draws: NDArray[np.float32]  # [n, NUM_DRAWS]
     sample: Int64s  # [R, 3] (epoch, shard, row); (0, -1, -1) for padding
     match: Int64s | None  # [R]
     weight: NDArray[np.float32] | None  # [R]
+    dim: Int64s | None = None  # [n] numbers of a vector, 0 for an image; None: images only
 
     @property
-    def num_images(self) -> int:
+    def num_members(self) -> int:
         return len(self.uid)
 
 
 def plan_records(manifest: Manifest, epoch: Int64s, shard: Int64s, row: Int64s, *, seed: int | None) -> Plan:
-    """All images of the given records, those of a record side by side. Without a seed the draws are 0.  [R] each"""
+    """All members of the given records, those of a record side by side. Without a seed the draws are 0.  [R] each"""
     tables = {number: manifest.table(number) for number in np.unique(shard).tolist()}
     first, count = np.empty_like(row), np.empty_like(row)
     match, weight, bad = np.empty_like(row), np.empty(len(row), np.float32), np.empty(len(row), np.bool_)
@@ -51,7 +53,8 @@ def plan_records(manifest: Manifest, epoch: Int64s, shard: Int64s, row: Int64s, 
         match[here], weight[here], bad[here] = table.match[rows], table.weight[rows], table.bad[rows]
     record = np.repeat(np.arange(len(row)), count)  # [n]
     image = first[record] + np.arange(len(record)) - np.repeat(np.cumsum(count) - count, count)  # in its shard's table
-    fields = {name: np.empty(len(record), np.int64) for name in ("offset", "size", "crc32", "uid", "group", "view")}
+    names = ["offset", "size", "crc32", "uid", "group", "view", *(["dim"] if manifest.has_vectors else [])]
+    fields = {name: np.empty(len(record), np.int64) for name in names}
     for number, table in tables.items():
         here = shard[record] == number
         for name, field in fields.items():
@@ -77,14 +80,15 @@ def plan_units(manifest: Manifest, epoch: Int64s, shard: Int64s, rows: Int64s, v
 
     Rows of a unit are no views of one record, so that the same image twice in a class is never its own positive.
     """
-    num_units, per_class = rows.shape
+    per_class = rows.shape[1]
     plan = plan_records(manifest, np.repeat(epoch, per_class), np.repeat(shard, per_class), rows.reshape(-1), seed=seed)
-    view = np.tile((np.arange(per_class) > 0).astype(np.int64), num_units)
+    number = plan.record  # of the row in all units; a target has that of its image
+    view = np.where(plan.view == TARGET, TARGET, (number % per_class > 0).astype(np.int64))
     return replace(
         plan,
         view=view,
-        present=plan.present & valid.reshape(-1),
-        draws=draws(seed, np.repeat(epoch, per_class), plan.uid, manifest.numbers[plan.shard] + plan.row, view),
+        present=plan.present & valid.reshape(-1)[number],
+        draws=draws(seed, np.repeat(epoch, per_class)[number], plan.uid, manifest.numbers[plan.shard] + plan.row, view),
     )
 
 

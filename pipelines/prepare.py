@@ -1,4 +1,4 @@
-"""One image on its way into a shard: checked by really decoding it, measured, and transcoded where needed."""
+"""One image or vector on its way into a shard: checked by really decoding it, measured, and transcoded where needed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from PIL import Image
 
 from pipelines.decode import FORMATS, MAX_PIXELS, Pixels, decode, read_header
 from pipelines.hashing import hash_bytes
+from pipelines.vectors import decode_vector, encode_vector, is_vector
 
 JPEG_QUALITY = 92
 _ORIENTATION = 0x0112  # of EXIF
@@ -37,12 +38,14 @@ def prepare(
     reencode: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> PackedImage:
-    """Check an image and bring it into the form in which it is stored.
+    """Check an image, or a vector, and bring it into the form in which it is stored.
 
     JPEG, PNG and WebP keep their bytes unless the longest side is above `max_side`, or with `reencode` for a JPEG that is not
     upright, baseline and 4:2:0 (or grey). Everything else becomes PNG. What is written anew stands upright, without metadata.
     Raises ValueError with the reason when it cannot be decoded.
     """
+    if is_vector(data):
+        return prepare_vector(data)
     header = read_header(data, max_pixels=max_pixels)
     pixels = decode(data, max_pixels=max_pixels)
     width, height, suffix = header.width, header.height, FORMATS.get(header.format)
@@ -51,6 +54,16 @@ def prepare(
         suffix = "jpg" if suffix == "jpg" else "png"
         data, width, height = _encode(pixels, suffix, max_side if too_large else None, quality)
     return PackedImage(data, suffix, width, height, zlib.crc32(data), hash_bytes(data))
+
+
+def prepare_vector(data: bytes) -> PackedImage:
+    """Check a `.npy` vector and write it as float32, so that the same numbers are the same bytes.
+
+    Raises ValueError with the reason when it is none.
+    """
+    vector = decode_vector(data)
+    data = encode_vector(vector)
+    return PackedImage(data, "npy", 0, 0, zlib.crc32(data), hash_bytes(data), dim=len(vector))
 
 
 def _is_plain_jpeg(data: bytes) -> bool:

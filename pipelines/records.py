@@ -23,7 +23,7 @@ KINDS = tuple(MEMBERS)
 
 
 class ImageFile(Protocol):
-    """The bytes of one image, wherever they lie."""
+    """The bytes of one image, or of a `.npy` vector in its place, wherever they lie."""
 
     @property
     def name(self) -> str:
@@ -49,7 +49,7 @@ class Record:
     """One example.
 
     `images` are in the order of `member_names`. `entity` is the class of labelled data, else the `group` given by the user.
-    `negative_entities` is as long as there are explicit negatives, or empty.
+    `negative_entities` is as long as there are explicit negatives, or empty. `target` is a vector to compare the record with.
     """
 
     images: tuple[ImageFile, ...]
@@ -57,10 +57,16 @@ class Record:
     negative_entities: tuple[str, ...] = ()
     match: int | None = None
     weight: float = 1.0
+    target: ImageFile | None = None
 
     @property
     def name(self) -> str:
         return self.images[0].name
+
+    @property
+    def files(self) -> tuple[ImageFile, ...]:
+        """The images, and the target behind them."""
+        return self.images if self.target is None else (*self.images, self.target)
 
 
 class Records(Protocol):
@@ -80,9 +86,9 @@ class Listing:
     records: Records
     ignored: int = 0  # files that are hidden or no images
     empty_classes: tuple[str, ...] = ()
-    nbytes: int = 0  # of the image files, where known
+    nbytes: int = 0  # of the records' files, where known
     rejected: tuple[tuple[str, str], ...] = ()  # what lacks something, and what it is
-    sizes: Int64s | None = None  # [n, k] bytes of every record's images: 0 where there is none, -1 where it is not known
+    sizes: Int64s | None = None  # [n, k] bytes of every record's `files`: 0 where there is none, -1 where it is not known
     stamp: str = ""  # differs once the source has changed; empty: the records' own names have to do
     stage: Callable[[Path], Records] | None = None  # copies into a folder what is slow to read out of order
 
@@ -103,7 +109,7 @@ def member_names(kind: str, num_images: int) -> list[str]:
 
 
 def member_groups(kind: str, record: Record, key: str) -> list[int]:
-    """The `group` of every image: the entity's, else one that nothing else has.
+    """The `group` of each of the record's `files`: the entity's, else one that nothing else has.
 
     The right side of a labelled pair that does not match is something else than its left side, and so is every negative.
     """
@@ -115,7 +121,7 @@ def member_groups(kind: str, record: Record, key: str) -> list[int]:
         negative = i - len(MEMBERS[kind])
         known = record.negative_entities[negative] if record.negative_entities else f"\0{key}/negative{negative}"
         groups[i] = hash_entity(known)
-    return groups
+    return groups if record.target is None else [*groups, own]
 
 
 def make_key(index: int, name: str) -> str:

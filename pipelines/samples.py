@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from pipelines.hashing import Int64s
 
-# Per image; on disk lists of these, one list a record.
+TARGET = -1  # the `view` of a record's target, the last of its members
+
+# Per member, an image or a vector; on disk lists of these, one list a record.
 IMAGE_COLUMNS: dict[str, pa.DataType] = {
     "view": pa.int8(),
     "offset": pa.int64(),  # of the bytes, from the start of the tar
@@ -51,7 +53,7 @@ SCHEMA = pa.schema({**RECORD_COLUMNS, **{name: pa.list_(kind) for name, kind in 
 
 @dataclass(frozen=True, slots=True)
 class ShardTable:
-    """n records with m images in all; those of record i are `start[i]:start[i + 1]`."""
+    """n records with m members (images, vectors, targets) in all; those of record i are `start[i]:start[i + 1]`."""
 
     start: Int64s  # [n + 1]
     view: Int64s  # [m]

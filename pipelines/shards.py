@@ -17,7 +17,7 @@ import webdataset as wds
 from pipelines.hashing import Int64s
 from pipelines.prepare import PackedImage
 from pipelines.records import Record, describe, make_key, member_groups, member_names
-from pipelines.samples import SCHEMA
+from pipelines.samples import SCHEMA, TARGET
 
 SizeT = TypeVar("SizeT", int, Int64s)
 BLOCK = 512  # of a tar: headers take one, contents are filled up to a multiple
@@ -92,7 +92,10 @@ class ShardWriter:
             self._open.out.abandon()
 
     def write(self, place: int, record: Record, images: Sequence[PackedImage]) -> None:
-        """Append one record; `place` is unique in the data set. Records of one class that follow each other make a run."""
+        """Append one record; `place` is unique in the data set. Records of one class that follow each other make a run.
+
+        `images` are what its `files` have become.
+        """
         key = make_key(place, record.name)
         payload = self._payload(record, images)
         nbytes = sum(member_nbytes(len(data)) for data in payload.values())
@@ -107,7 +110,7 @@ class ShardWriter:
         return shard.offset + nbytes > self.max_bytes or len(shard.rows) == self.max_records
 
     def _payload(self, record: Record, images: Sequence[PackedImage]) -> dict[str, bytes]:
-        names = member_names(self.kind, len(images))
+        names = member_names(self.kind, len(record.images)) + ([] if record.target is None else ["target"])
         payload = {f"{name}.{image.suffix}".lstrip("."): image.data for name, image in zip(names, images, strict=True)}
         if self.kind == "labelled":
             payload["cls"] = str(self._class_index[record.entity or ""]).encode()
@@ -133,7 +136,7 @@ class ShardWriter:
             "match": -1 if record.match is None else record.match,
             "weight": record.weight,
             "bad": False,
-            "view": list(range(len(images))),
+            "view": [*range(len(record.images)), *([] if record.target is None else [TARGET])],
             "offset": [starts[name] for name in names],
             "size": [len(image.data) for image in images],
             "group": member_groups(self.kind, record, key),

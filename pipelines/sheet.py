@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from configs.schema import Data
 from pipelines.augment import apply
 from pipelines.batch import Batch
+from pipelines.decode import Pixels
 from pipelines.manifest import Manifest
 from pipelines.records import member_names
 from pipelines.stream import Loader, units_per_epoch
@@ -47,10 +47,11 @@ def draw_sheet(manifest: Manifest, file: Path, *, data: Data | None = None, seed
     with Loader(manifest, data, seed=seed) as loader:
         batch = next(loader)
     pixels = (apply(batch.images, batch.draws, data.augment) * 255).round().to(torch.uint8)
+    tiles = _tiles(batch, pixels.permute(0, 2, 3, 1).numpy())
     rows = list(_rows(manifest, batch, data.per_class))[:ROWS]
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
-        _paint(rows, pixels.permute(0, 2, 3, 1).numpy(), batch.valid.tolist()).save(temporary, "PNG")
+        _paint(rows, tiles, data.image_size, batch.valid.tolist()).save(temporary, "PNG")
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
@@ -75,7 +76,7 @@ def _rows(manifest: Manifest, batch: Batch, per_class: int | None) -> Iterator[R
     keys = [printable(manifest.keys(shard)[row]) for shard, row in samples]
     if manifest.kind == "labelled":
         # A unit of K rows, which may be one of several of its class; else all rows of a class.
-        unit = (torch.arange(batch.num_images) // per_class).tolist() if per_class else batch.group.tolist()
+        unit = (torch.arange(batch.num_rows) // per_class).tolist() if per_class else batch.group.tolist()
         for number in dict.fromkeys(unit):
             images = [index for index, own in enumerate(unit) if own == number][:COLUMNS]
             group = int(batch.group[images[0]])
@@ -89,12 +90,19 @@ def _rows(manifest: Manifest, batch: Batch, per_class: int | None) -> Iterator[R
         about += [f"weight {float(batch.weight[number]):g}"] if batch.weight is not None else []
         label = manifest.column(shard, "label")[row]
         about += [f"group {printable(label)}"] if label is not None else []
+        about += [f"target [{batch.target.shape[1]}]"] if batch.target is not None else []
         yield Row(keys[number], ", ".join(about), images, member_names(manifest.kind, len(images)))
 
 
-def _paint(rows: list[Row], pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], valid: list[bool]) -> Image.Image:
-    """pixels: [n, S, S, 3]"""
-    side = pixels.shape[1]
+def _tiles(batch: Batch, pixels: Pixels) -> list[Pixels | int]:
+    """For every row its pixels [S, S, 3], or the length of its vector.  pixels: [k, S, S, 3]"""
+    if batch.place is None or batch.vectors is None:
+        return list(pixels)
+    dim = batch.vectors.shape[1]
+    return [pixels[place] if place < len(pixels) else dim for place in batch.place.tolist()]
+
+
+def _paint(rows: list[Row], tiles: list[Pixels | int], side: int, valid: list[bool]) -> Image.Image:
     thumb = side * max(1, round(THUMB / side)) if side < 2 * THUMB else 2 * THUMB
     step, rise = thumb + GAP, thumb + GAP + CAPTION
     columns = max(len(row.images) for row in rows)
@@ -106,14 +114,25 @@ def _paint(rows: list[Row], pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint
         draw.text((GAP, top + CAPTION), _fit(draw, row.note, MARGIN - 2 * GAP), PALE, font)
         for column, (index, caption) in enumerate(zip(row.images, row.captions, strict=True)):
             left = MARGIN + column * step
-            # Pixels are shown as they are where they are few, so that nothing looks smoother than it is.
-            image = Image.fromarray(pixels[index]).resize((thumb, thumb), 0 if thumb >= side else Image.Resampling.LANCZOS)
+            image = _draw_tile(tiles[index], thumb)
             if not valid[index]:
                 image.paste(MASKED, (0, 0, thumb, thumb))
                 caption = "masked"
             canvas.paste(image, (left, top))
             draw.text((left, top + thumb + 1), _fit(draw, caption, thumb), PALE, font)
     return canvas
+
+
+def _draw_tile(tile: Pixels | int, thumb: int) -> Image.Image:
+    """An image, or an empty square that tells of a vector."""
+    if isinstance(tile, int):
+        image = Image.new("RGB", (thumb, thumb), "white")
+        draw = ImageDraw.Draw(image)
+        draw.rectangle((0, 0, thumb - 1, thumb - 1), outline=PALE)
+        draw.text((thumb / 2, thumb / 2), f"vector [{tile}]", PALE, ImageFont.load_default(12), anchor="mm")
+        return image
+    # Pixels are shown as they are where they are few, so that nothing looks smoother than it is.
+    return Image.fromarray(tile).resize((thumb, thumb), 0 if thumb >= len(tile) else Image.Resampling.LANCZOS)
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:

@@ -18,7 +18,7 @@ OnBad = Callable[[dict[str, Any]], None]
 
 
 class Tally:
-    """Of one rank: `images` that were asked for so far, and the `bad` ones among them."""
+    """Of one rank: `images` (and vectors) that were asked for so far, and the `bad` ones among them."""
 
     def __init__(self, manifest: Manifest, data: Data, on_bad: OnBad | None = None) -> None:
         self.images = self.bad = 0

@@ -22,6 +22,8 @@ _KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)")  # webdataset's rule: up to
 _META = re.compile(r"__[^/]*__($|/)")  # left out by webdataset, too
 _MOST_FIRST = ("triplet", "labelled_pair", "pair", "labelled")  # a triplet could be a pair, too
 _NEGATIVE = re.compile(r"negative\d?")
+_TARGET = "target.npy"
+_MAY_BE_VECTOR = re.compile(r"(anchor|positive|left|right|negative\d?|target)\.npy")  # `<key>.npy` is somebody's own
 
 
 @dataclass(slots=True)
@@ -39,11 +41,17 @@ class TarRecord:
 class Meaning:
     """A record's image members in the order of `member_names`, and what it says about them; fields as in `Record`."""
 
-    images: tuple[str, ...]
+    images: tuple[str, ...]  # or `.npy` in their place
     entity: str | None
     negative_entities: tuple[str, ...]
     match: int | None
     weight: float
+    target: str | None = None  # a member, too
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The images, and the target behind them."""
+        return self.images if self.target is None else (*self.images, self.target)
 
 
 def read_records(tar: TarReader, wanted: Callable[[str], bool], passed: Counter[str]) -> Iterator[TarRecord]:
@@ -95,22 +103,31 @@ def is_image(suffix: str) -> bool:
     return f".{suffix.rpartition('.')[2]}" in IMAGE_SUFFIXES
 
 
+def may_be_vector(suffix: str) -> bool:
+    """Of a `.npy` member that can stand for an image, or be a target."""
+    return _MAY_BE_VECTOR.fullmatch(suffix) is not None
+
+
 def interpret(kind: str, record: TarRecord) -> Meaning:
     """Raises ValueError with the reason when it is no record of `kind`. Needs the contents of its texts."""
     images = [_the_image(name, record) for name in MEMBERS[kind]]
     about = _about(record)
     match = None
     if kind == "triplet":
-        negatives = sorted(suffix for suffix in record.members if is_image(suffix) and _NEGATIVE.fullmatch(_stem(suffix)))
+        found = (suffix for suffix in record.members if is_image(suffix) or may_be_vector(suffix))
+        negatives = sorted({_stem(suffix) for suffix in found if _NEGATIVE.fullmatch(_stem(suffix))})
         if not 1 <= len(negatives) <= MAX_NEGATIVES:
             raise ValueError(f"{len(negatives)} negatives; a triplet has 1 to {MAX_NEGATIVES}")
-        images += [_the_image(_stem(suffix), record) for suffix in negatives]
+        images += [_the_image(name, record) for name in negatives]
     if kind == "labelled_pair":
         match = MATCH.get(str(about.get("match")).strip().lower())
         if match is None:
             raise ValueError(f"its .json has match = {about.get('match')!r}, not 0 or 1")
     entity = _label(record, about) if kind == "labelled" else _text(about.get("group"), "group") or None
-    return Meaning(tuple(images), entity, _negative_entities(kind, images, about), match, _weight(about))
+    if not any(is_image(suffix) for suffix in images):
+        raise ValueError("no image in the record, only vectors")
+    target = _TARGET if _TARGET in record.members else None
+    return Meaning(tuple(images), entity, _negative_entities(kind, images, about), match, _weight(about), target)
 
 
 def infer_kind(records: Iterable[TarRecord]) -> str:
@@ -141,6 +158,7 @@ def _stem(suffix: str) -> str:
 
 def _the_image(name: str, record: TarRecord) -> str:
     found = [suffix for suffix in record.members if _stem(suffix) == name and is_image(suffix)]
+    found = found or [suffix for suffix in record.members if _stem(suffix) == name and may_be_vector(suffix)]
     if len(found) != 1:
         wanted = f"{name} image" if name else "image"
         raise ValueError(f"{' and '.join(found)}: one {wanted} is expected" if found else f"no {wanted}")

@@ -98,6 +98,8 @@ def _wrong_sums(manifest: Manifest, checks: list[ShardCheck]) -> Iterator[Fault]
     if len(all_runs) < len(checks):
         return
     sums = {"num_samples": sum(len(check.key_hashes) for check in checks), "num_images": sum(c.num_images for c in checks)}
+    for name in ("vector_dim", "target_dim"):
+        sums[name] = max((getattr(check, name) for check in checks), default=0)
     for name, there in sums.items():
         if there != getattr(manifest, name):
             yield Fault("manifest.json", "", 0, f"{name} is {getattr(manifest, name)}, but the tables have {there}")

@@ -17,10 +17,11 @@ from pipelines.decode import decode
 from pipelines.hashing import Int64s, hash_bytes, hash_entity
 from pipelines.keys import hash_keys
 from pipelines.manifest import Manifest
-from pipelines.samples import ShardTable
+from pipelines.samples import TARGET, ShardTable
 from pipelines.tar import TarError, TarReader
 from pipelines.tar_records import split_name
 from pipelines.tar_urls import open_tar
+from pipelines.vectors import decode_vector
 
 _CHUNK = 2**20
 
@@ -44,6 +45,8 @@ class ShardCheck:
     num_bad: int = 0  # records that the manifest calls bad: known, and not looked at
     faults: list[Fault] = field(default_factory=list)
     num_images: int = 0  # in the manifest's table
+    vector_dim: int = 0
+    target_dim: int = 0
     key_hashes: Int64s = field(default_factory=lambda: np.empty(0, np.int64))
     classes: Counter[str] = field(default_factory=Counter)
     runs: Int64s | None = None  # [r, 2] first row and length of the runs of one class; None: the table cannot be read
@@ -86,7 +89,9 @@ class _Checker:
     def _check_records(self, table: ShardTable) -> None:
         columns = {name: self.manifest.column(self.shard, name) for name in ("key", "label", "offset_record", "nbytes_record")}
         keys, starts, lengths = columns["key"], columns["offset_record"], columns["nbytes_record"]
-        self.found.key_hashes, self.found.num_images = hash_keys(keys), len(table.uid)
+        self.found.key_hashes, self.found.num_images = hash_keys(keys), int((table.dim == 0).sum())
+        self.found.vector_dim = int(table.dim[table.view != TARGET].max(initial=0))
+        self.found.target_dim = int(table.dim[table.view == TARGET].max(initial=0))
         self.found.num_bad = int(table.bad.sum())
         self._check_labels(table, keys, columns["label"])
         if len(keys) != self.manifest.sizes[self.shard]:
@@ -114,7 +119,7 @@ class _Checker:
             reason = _compare(member, table, image)
             if reason:
                 self._blame(key, offset, reason)
-            self.found.images += 1
+            self.found.images += int(table.dim[image] == 0)
 
     def _members(self, key: str, data: bytes, start: int) -> dict[int, int] | None:
         """Sizes by offset, from the tar headers; None when these are damaged, which is noted."""
@@ -168,14 +173,15 @@ class _Checker:
 
 
 def _compare(data: bytes, table: ShardTable, image: int) -> str | None:
-    """What is wrong with an image, if anything."""
+    """What is wrong with an image or a vector, if anything."""
     if zlib.crc32(data) != table.crc32[image]:
         return "the bytes have changed (CRC32)"
     if hash_bytes(data) != table.uid[image]:
         return "the manifest's uid is not that of the bytes"
-    if table.dim[image]:
-        return None
     try:
+        if table.dim[image]:
+            decode_vector(data, int(table.dim[image]))
+            return None
         height, width = decode(data).shape[:2]
     except ValueError as error:
         return str(error)

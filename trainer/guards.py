@@ -38,5 +38,8 @@ class Guards:
             rows.drop((rows.similarity > self.ignore_above_ratio * best) & (best > -torch.inf))
         if self.ignore_closer_than is not None:
             if query_target is None or candidate_target is None:
-                raise ValueError("ignore_closer_than needs `target`: the vectors in which candidates are compared")
+                raise ValueError(
+                    "ignore_closer_than needs `target`, the vectors in which candidates are compared: pack records with a "
+                    "column `target` (tables) or with `<key>.target.npy` (tars), or give `target` to the objective"
+                )
             rows.drop(1 - query_target @ candidate_target.T < self.ignore_closer_than)

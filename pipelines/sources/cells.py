@@ -1,4 +1,4 @@
-"""Image bytes in the cells of a Parquet table, which may be far larger than memory."""
+"""Image bytes, or lists of numbers, in the cells of a Parquet table, which may be far larger than memory."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pipelines.hashing import Int64s
 from pipelines.records import ImageFile
 from pipelines.remote import is_url
+from pipelines.sources.lists import as_npy, first_length, holds_numbers
 from pipelines.urls import opened
 
 BATCH_ROWS = 256
@@ -25,7 +26,7 @@ BATCH_ROWS = 256
 
 @dataclass(frozen=True, slots=True)
 class CellImage:
-    """An image in a cell; quick when read in the order of the rows."""
+    """An image or a vector in a cell; quick when read in the order of the rows."""
 
     table: str
     column: str
@@ -56,10 +57,11 @@ class FileRange:
 
 
 class CellColumn:
-    """The images of one column: row -> image. `present` [n], `sizes` [n] bytes."""
+    """The images of one column: row -> image. `present` [n], `sizes` [n] bytes; lists of `dim` numbers are `.npy` files."""
 
     def __init__(self, table: str, column: str) -> None:
-        """Reads the column once, a few rows at a time."""
+        """Reads the column once, a few rows at a time. Raises ValueError naming a row whose list is no vector."""
+        self.dim = 0  # numbers of the vectors; bytes have none
         self._table, self._column = table, column
         with open_table(table) as file:
             about = file.metadata
@@ -96,8 +98,15 @@ class CellColumn:
         return staged
 
     def _batches(self, file: pyarrow.parquet.ParquetFile) -> Iterator[pa.Array]:
+        row = 0
         for batch in file.iter_batches(BATCH_ROWS, columns=[self._column]):
-            yield _bytes_of(batch.column(0))
+            cells = batch.column(0)
+            if holds_numbers(cells.type):
+                self.dim = self.dim or first_length(cells)
+                yield as_npy(cells, self.dim, row, f"{self._table!r}, column {self._column}")
+            else:
+                yield _bytes_of(cells)
+            row += len(cells)
 
     def _name(self, row: int) -> str:
         return f"{os.path.basename(self._table)}:{row}:{self._column}"
@@ -117,6 +126,8 @@ def open_table(table: str) -> Iterator[pyarrow.parquet.ParquetFile]:
 
 
 def _bytes_of(cells: pa.Array) -> pa.Array:
+    if holds_numbers(cells.type):
+        return as_npy(cells, first_length(cells), 0, "cells")
     return pc.struct_field(cells, "bytes") if pa.types.is_struct(cells.type) else cells
 
 

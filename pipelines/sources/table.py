@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -15,11 +16,12 @@ import pyarrow.csv
 import pyarrow.json
 from numpy.typing import NDArray
 
-from pipelines.columns import ColumnRecords
+from pipelines.columns import ColumnRecords, ImageColumn
 from pipelines.hashing import Int64s
 from pipelines.records import MAX_NEGATIVES, ImageFile, Listing, LocalFile
 from pipelines.remote import is_url
 from pipelines.sources.cells import CellColumn, holds_bytes, open_table
+from pipelines.sources.lists import ListColumn, holds_numbers, holds_targets, require_images
 from pipelines.urls import UrlFile, opened, stamp
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".jsonl", ".ndjson")
@@ -46,7 +48,9 @@ def suffix_of(source: str) -> str:
 def list_table(source: str | Path, kind: str) -> Listing:
     """Every row of the table, a path or URL, as a record of `kind`.
 
-    Image columns hold paths relative to the table's folder, URLs, or bytes (Parquet; also as the struct {bytes, path}).
+    Image columns hold paths relative to the table's folder, URLs, or bytes (Parquet; also as the struct {bytes, path}); unless
+    the data is labelled, also vectors: paths to `.npy` files, or lists of numbers. A column `target` of either is every
+    record's target; one that holds something else is not looked at.
     Raises ValueError when the file cannot be read as a table, columns are missing, or a row lacks a value.
     """
     source = str(source)
@@ -60,7 +64,9 @@ def list_table(source: str | Path, kind: str) -> Listing:
     if not table.num_rows:
         raise ValueError(f"{source!r} has no rows")
     images = [name for name in (*NEEDED[kind], *negatives) if name not in NO_IMAGES]
-    columns = {name: cells.get(name) or _PathColumn(source, name, table[name]) for name in images}
+    targets = ["target"] if "target" in cells or holds_targets(table) else []
+    columns = {name: cells.get(name) or _column(source, name, table[name]) for name in (*images, *targets)}
+    require_images(source, kind, {name: columns[name] for name in images})
     _require_values(source, table, kind, {name: column.present for name, column in columns.items()})
     make = partial(
         ColumnRecords,
@@ -70,13 +76,16 @@ def list_table(source: str | Path, kind: str) -> Listing:
         weight=_weight(source, table["weight"]) if "weight" in table.column_names else None,
     )
 
+    def records(columns: Mapping[str, ImageColumn]) -> ColumnRecords:
+        return make([columns[name] for name in images], target=columns.get("target"))
+
     def stage(folder: Path) -> ColumnRecords:
-        return make([column.stage(folder) if isinstance(column, CellColumn) else column for column in columns.values()])
+        return records({name: one.stage(folder) if isinstance(one, CellColumn) else one for name, one in columns.items()})
 
     sizes = np.stack([column.sizes for column in columns.values()], axis=1)
     stamps = [_stamp(source), *(column.stamp for column in columns.values() if isinstance(column, _PathColumn))]
     return Listing(
-        make(list(columns.values())),
+        records(columns),
         nbytes=int(np.maximum(sizes, 0).sum()),
         sizes=sizes,
         stamp=sha256(" ".join(stamps).encode()).hexdigest(),
@@ -87,7 +96,8 @@ def list_table(source: str | Path, kind: str) -> Listing:
 class _PathColumn:
     """The images whose paths or URLs lie in one column: row -> image.
 
-    `present` [n]; `sizes` [n] bytes, 0 where there is no file, -1 at a URL; `stamp` differs once a local file has changed.
+    `present` [n]; `dim` 0; `sizes` [n] bytes, 0 where there is no file, -1 at a URL; `stamp` differs once a local
+    file has changed.
     """
 
     def __init__(self, source: str, name: str, column: pa.ChunkedArray) -> None:
@@ -103,7 +113,7 @@ class _PathColumn:
             image = self(row)
             self.sizes[row], changed = _size_and_time(image) if isinstance(image, LocalFile) else (-1, 0)
             digest.update(b"%d %d\n" % (self.sizes[row], changed))
-        self.stamp = digest.hexdigest()
+        self.stamp, self.dim = digest.hexdigest(), 0
 
     def __call__(self, row: int) -> ImageFile | None:
         if not self.present[row]:
@@ -128,42 +138,35 @@ def _read(source: str, kind: str) -> tuple[pa.Table, dict[str, CellColumn], list
     """The table without its image bytes, the columns that hold those, and the names of all columns."""
     if not is_url(source) and not os.path.isfile(source):
         raise ValueError(f"no file {source!r}")
-    wanted = {*NEEDED[kind], *NO_IMAGES, *(NEGATIVES if kind == "triplet" else ())}
+    wanted = {*NEEDED[kind], *NO_IMAGES, "target", *(NEGATIVES if kind == "triplet" else ())}
     suffix = suffix_of(source)
     try:
         if suffix == ".parquet":
             with open_table(source) as file:
                 schema = file.schema_arrow
-                _refuse_vectors(source, schema, kind)
                 names = [name for name in schema.names if name in wanted]
-                cells = [name for name in names if name not in NO_IMAGES and holds_bytes(schema.field(name).type)]
+                types = {name: schema.field(name).type for name in names if name not in NO_IMAGES}
+                cells = [name for name, of in types.items() if holds_numbers(of) or (holds_bytes(of) and name != "target")]
                 table = file.read([name for name in names if name not in cells])
             return table, {name: CellColumn(source, name) for name in cells}, schema.names
         with opened(source) if is_url(source) else open(source, "rb") as file:
             if suffix == ".csv":
-                text = {name: pa.string() for names in NEEDED.values() for name in (*names, *NEGATIVES, "group")}
+                text = {name: pa.string() for names in NEEDED.values() for name in (*names, *NEGATIVES, "group", "target")}
                 options = pyarrow.csv.ConvertOptions(column_types=text)
                 table = pyarrow.csv.read_csv(file, convert_options=options)
             else:
                 table = pyarrow.json.read_json(file)
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
         raise ValueError(f"{source!r} cannot be read as a {suffix} table: {str(error).splitlines()[0]}") from error
-    _refuse_vectors(source, table.schema, kind)
     return table, {}, table.column_names
 
 
-def _refuse_vectors(source: str, schema: pa.Schema, kind: str) -> None:
-    images = [name for name in (*NEEDED[kind], *NEGATIVES) if name not in NO_IMAGES]
-    vectors = [field.name for field in schema if field.name in (*images, "target") and pa.types.is_nested(field.type)]
-    vectors = [name for name in vectors if not pa.types.is_struct(schema.field(name).type)]
-    if vectors:
-        raise ValueError(
-            f"column {', '.join(vectors)} of {source!r} holds lists of numbers; image columns hold paths, URLs or bytes"
-        )
+def _column(source: str, name: str, column: pa.ChunkedArray) -> ListColumn | _PathColumn:
+    return ListColumn(source, name, column) if holds_numbers(column.type) else _PathColumn(source, name, column)
 
 
 def _require_values(source: str, table: pa.Table, kind: str, present: dict[str, NDArray[np.bool_]]) -> None:
-    empty = {name: ~present[name] for name in NEEDED[kind] if name in present}
+    empty = {name: ~present[name] for name in (*NEEDED[kind], "target") if name in present}
     for name in ("label", "match"):
         if name in NEEDED[kind]:
             filled = pc.not_equal(pc.cast(table[name], pa.string()), "").fill_null(False)
@@ -220,4 +223,4 @@ def _stamp(source: str) -> str:
 
 def _explain_type(source: str, name: str, column: pa.ChunkedArray) -> str:
     value = next((value.as_py() for chunk in column.chunks for value in chunk.drop_null()), None)
-    return f"column {name} of {source!r} must hold paths or image bytes, not {type(value).__name__} {value!r:.40}"
+    return f"column {name} of {source!r} must hold paths, image bytes or vectors, not {type(value).__name__} {value!r:.40}"

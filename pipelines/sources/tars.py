@@ -64,7 +64,7 @@ def list_tars(source: str | Path, kind: str) -> Listing:
                 misfits = [*misfits, found][:10]
                 continue
             records.append(as_record(tar, found, meaning))
-            sizes.append([found.members[suffix].size for suffix in meaning.images])
+            sizes.append([found.members[suffix].size for suffix in meaning.files])
     if not records:
         raise ValueError(f"no record of kind {kind!r} in {str(source)!r}; {_explain(misfits)}")
     widest = max(map(len, sizes))
@@ -75,9 +75,10 @@ def list_tars(source: str | Path, kind: str) -> Listing:
 
 def as_record(tar: str, found: TarRecord, meaning: Meaning) -> Record:
     """In the terms of the other sources."""
-    members = [found.members[suffix] for suffix in meaning.images]
-    images = tuple(TarImage(tar, member.name, member.offset, member.size) for member in members)
-    return Record(images, meaning.entity, meaning.negative_entities, meaning.match, meaning.weight)
+    members = [found.members[suffix] for suffix in meaning.files]
+    files = [TarImage(tar, member.name, member.offset, member.size) for member in members]
+    images, target = (files, None) if meaning.target is None else (files[:-1], files[-1])
+    return Record(tuple(images), meaning.entity, meaning.negative_entities, meaning.match, meaning.weight, target)
 
 
 def _records(tar: str, passed: Counter[str]) -> Iterator[TarRecord]:

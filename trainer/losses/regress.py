@@ -46,7 +46,10 @@ class Regress(Elementwise):
 def needed_target(x: Tensor, batch: Joined, loss: str) -> Tensor:
     """`target` [n, E] in x's type. Raises ValueError without one."""
     if batch.target is None:
-        raise ValueError(f"{loss} needs a target vector for every row: records with vectors, or `target` of the objective")
+        raise ValueError(
+            f"{loss} needs a target vector for every row: pack records with a target (a column `target` of a table, "
+            "`<key>.target.npy` in a tar), or give `target` to the objective"
+        )
     if batch.target.ndim != 2:
         raise ValueError(f"target: expected shape [{len(x)}, E], got {list(batch.target.shape)}")
     return batch.target.detach().to(x.dtype)
