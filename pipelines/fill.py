@@ -63,7 +63,7 @@ class Filler:
         self.data, self.augment = data, augment
         self.wait_s = 0.0
         self._plans = plans
-        self._reader = Reader(manifest, data)
+        self._manifest, self._reader = manifest, Reader(manifest, data)
         self._planner = single_core_threads(1, "plan")  # apart from the pool, so that fetching starts early
         self._pool = single_core_threads(data.threads)
         self._ahead: deque[Future[_Started]] = deque()
@@ -136,8 +136,9 @@ class Filler:
         bad = []
         for index in indices:
             where = (int(plan.shard[index]), int(plan.offset[index]), int(plan.size[index]), int(plan.crc32[index]))
+            sound = self._manifest.shard_file(where[0]).decoded
             try:
-                images[index] = cut(self._reader.read(*where), plan.draws[index], self.data, self.augment)
+                images[index] = cut(self._reader.read(*where), plan.draws[index], self.data, self.augment, sound=sound)
             except ValueError as error:
                 bad.append(Bad(index, str(error)))
                 images[index] = 0
