@@ -12,11 +12,13 @@ from pipelines.decode import decode, open_jpeg
 from pipelines.geometry import place, shrink, snap
 
 
-def cut(file: bytes, drawn: NDArray[np.float32], config: Data, augment: Augment) -> Tensor:
+def cut(file: bytes, drawn: NDArray[np.float32], config: Data, augment: Augment, *, sound: bool = False) -> Tensor:
     """Decode a file and resize the part of it that `drawn` [NUM_DRAWS] chooses.  -> uint8 [3, S, S]
 
     What is chosen depends on the draws, the image's size and whether it is a JPEG. A random crop of a JPEG that is at least
     twice the square is cut at multiples of 2 (4 times: 4, 8 times: 8), so that the JPEG need not be decoded at full size.
+    `sound`: these bytes have been decoded before, so nothing below a random crop is decoded only to find damage; the result is
+    the same.
     Raises ValueError as `decode` does.
     """
     side = config.image_size
@@ -25,9 +27,11 @@ def cut(file: bytes, drawn: NDArray[np.float32], config: Data, augment: Augment)
         pixels = decode(file, max_pixels=config.max_pixels)
         height, width = pixels.shape[:2]
         return place(pixels, crop_box(drawn, width, height, side, config.resize, augment), side)
-    placement, factor = crop_box(drawn, jpeg.width, jpeg.height, side, config.resize, augment), 1
-    if augment.crop is not None:  # without it training sees what evaluation sees, to the last bit
-        placement, factor = snap(placement, jpeg.width, jpeg.height)
-    if not jpeg.can_shrink(factor):
+    placement = crop_box(drawn, jpeg.width, jpeg.height, side, config.resize, augment)
+    if augment.crop is None:  # training sees what evaluation sees, to the last bit, and of damage too
         return place(jpeg.decode(), placement, side)
-    return place(jpeg.decode(factor), shrink(placement, factor), side)
+    placement, factor = snap(placement, jpeg.width, jpeg.height)
+    if not jpeg.can_shrink(factor):
+        factor = 1
+    pixels = jpeg.decode_box(placement.box, factor) if sound else jpeg.decode(factor)
+    return place(pixels, shrink(placement, factor), side)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from configs.schema import Data
+from pipelines.jpeg_rows import SOS, decode_upper, segments
 
 Pixels = NDArray[np.uint8]  # [H, W, 3]
 
@@ -22,7 +23,7 @@ FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # kept as
 _READ = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM")
 _WHITE = (255, 255, 255, 255)
 _ORIENTED = (b"Exif\0\0", b"tiff:Orientation")  # without one of these in its header a JPEG stands upright
-_APP1, _SOS = 0xE1, 0xDA  # JPEG segments: metadata, and the one after which the pixels begin
+_APP1 = 0xE1  # the JPEG segment of metadata
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _FROM_RIGHT, _FROM_BOTTOM = (2, 3, 7, 6), (3, 4, 7, 8)  # whose stored blocks are counted from that side of what is shown
 _SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L")
@@ -82,6 +83,17 @@ class Jpeg:
         down = self.orientation not in _FROM_BOTTOM or self.height % factor == 0
         return self.is_rgb and across and down
 
+    def decode_box(self, box: tuple[int, int, int, int], factor: int = 1) -> Pixels:
+        """As `decode`, bit for bit, inside of `box` only: what lies outside may be anything, and rows below cost nothing.
+
+        box: left, top, right, bottom at full size, multiples of `factor`. Damage in the rows left out may not be found: for
+        files that were decoded once and have not changed since.
+        """
+        out = np.empty((*self._stored_size(factor), 3), dtype=np.uint8)
+        if not self.is_rgb or not decode_upper(self.data, self._stored_rows(box), out, factor=factor):
+            return self.decode(factor)
+        return self._upright(out)
+
     def decode(self, factor: int = 1) -> Pixels:
         """RGB pixels, upright, all of them or scaled down by a factor of 2, 4 or 8 (the last ones may be of a part).
 
@@ -91,15 +103,29 @@ class Jpeg:
         if not self.is_rgb:
             with _open(self.data, self.width * self.height) as image:
                 return _load(image)
-        width, height = -(-self.width // factor), -(-self.height // factor)
-        least = (width, height) if self.orientation in _TURNED else (height, width)
+        least = self._stored_size(factor)
         try:
             # simplejpeg takes the smallest scale that leaves this much; without these two it does not scale at all.
             pixels: Pixels = simplejpeg.decode_jpeg(self.data, "RGB", min_height=least[0], min_width=least[1])
         except ValueError as error:
             raise ValueError(f"damaged: {error}") from None
         assert pixels.shape[:2] == least, f"libjpeg made {pixels.shape[:2]} of {self.height} x {self.width} / {factor}"
+        return self._upright(pixels)
+
+    def _upright(self, pixels: Pixels) -> Pixels:
         return pixels if self.orientation == 1 else _turn(pixels, self.orientation)
+
+    def _stored_size(self, factor: int) -> tuple[int, int]:
+        """Height and width in the file, scaled down."""
+        width, height = -(-self.width // factor), -(-self.height // factor)
+        return (width, height) if self.orientation in _TURNED else (height, width)
+
+    def _stored_rows(self, box: tuple[int, int, int, int]) -> int:
+        """How many rows of the file, from its first, hold the box."""
+        left, top, right, bottom = box
+        if self.orientation in _TURNED:
+            return self.width - left if self.orientation in _FROM_RIGHT else right
+        return self.height - top if self.orientation in _FROM_BOTTOM else bottom
 
 
 def open_jpeg(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Jpeg | None:
@@ -122,14 +148,12 @@ def open_jpeg(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Jpeg | None:
 
 def _has_metadata(data: bytes) -> bool:
     """Whether a JPEG may say how it is to be turned. Walks the segments: searching all of the file takes far longer."""
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != _SOS:
-        length = int.from_bytes(data[at + 2 : at + 4], "big")
-        if data[at + 1] == _APP1 and any(data.find(mark, at, at + 2 + length) >= 0 for mark in _ORIENTED):
+    for marker, start, end in segments(data):
+        if marker == SOS:
+            return False
+        if marker == _APP1 and any(data.find(mark, start, end) >= 0 for mark in _ORIENTED):
             return True
-        at += 2 + length
-    # Bytes between the segments, which are allowed or at least common, end the walk early.
-    return data[at : at + 2] != bytes((0xFF, _SOS)) and any(mark in data for mark in _ORIENTED)
+    return any(mark in data for mark in _ORIENTED)
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:

@@ -135,12 +135,13 @@ class Filler:
         bad = []
         for index in indices:
             where = (int(plan.shard[index]), int(plan.offset[index]), int(plan.size[index]), int(plan.crc32[index]))
+            sound = self._manifest.shard_file(where[0]).decoded
             try:
                 file = self._reader.read(*where)
                 if plan.dim is not None and plan.dim[index]:
                     room.put_numbers(index, decode_vector(file, int(plan.dim[index])))
                 else:
-                    room.put_image(index, cut(file, plan.draws[index], self.data, self.augment))
+                    room.put_image(index, cut(file, plan.draws[index], self.data, self.augment, sound=sound))
             except ValueError as error:
                 bad.append(Bad(index, str(error)))
                 room.clear(index)

@@ -51,6 +51,7 @@ class ShardFile:
     location: str
     nbytes: int
     sha256: str
+    decoded: bool = False  # whether all of its images were decoded when it was packed, so that their CRC vouches for them
 
     @property
     def remote(self) -> bool:
@@ -134,7 +135,7 @@ class Manifest:
         if shard not in self._shard_files:
             url, nbytes, sha256 = (self._shards[name][shard].as_py() for name in ("url", "nbytes", "sha256"))
             location = join(self.location, url) if is_url(self.location) or is_url(url) else str(self.path / url)
-            self._shard_files[shard] = ShardFile(location, nbytes, sha256)
+            self._shard_files[shard] = ShardFile(location, nbytes, sha256, self.made_by == "pack")
         return self._shard_files[shard]
 
     def sha256(self, shard: int) -> str:
