@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cluster.promotion import fluent
 from cluster.runfolder import RunFolder
 from cluster.store import environment, open_client, redact, tracking_uri
 from configs.schema import RunConfig
@@ -90,12 +91,12 @@ def _registered(name: str, uri: str) -> tuple[dict[str, Tensor], str]:
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
-    with environment({"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}):
+    with fluent(uri), environment({"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}):
         try:
             model, at, alias = name.removeprefix(REGISTERED).partition("@")
             version = client.get_model_version_by_alias(model, alias).version if at else None
             fixed = f"{REGISTERED}{model}/{version}" if at else name
-            folder = Path(download_artifacts(artifact_uri=fixed, tracking_uri=uri))
+            folder = Path(download_artifacts(artifact_uri=fixed))
         except (MlflowException, OSError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"encoder.init: {name} is not to be had from MLflow at {redact(uri)}: {reason}") from error
