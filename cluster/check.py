@@ -14,6 +14,7 @@ from torch import nn
 
 from cluster.promotion import check_model_name
 from cluster.store import tracking_uri
+from cluster.warm import weights_of
 from cluster.worker import objective_for
 from configs.schema import RunConfig
 from pipelines.growth import History
@@ -23,7 +24,9 @@ from pipelines.stream import Loader, units_per_epoch
 from trainer import metrics
 from trainer.backward import compare
 from trainer.encoders import build_encoder
+from trainer.encoders.freeze import depends_on_batch
 from trainer.optim import build_optimizer
+from trainer.warm import start_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +53,12 @@ def check(config: RunConfig, histories: Sequence[History] | None = None) -> Fact
     manifest = open_training(config)
     per_epoch = _check_data(config, manifest, histories)
     steps = number_of_steps(config, per_epoch)
-    if config.optim.warmup_steps >= steps:
-        raise ValueError(f"optim.warmup_steps {config.optim.warmup_steps} leaves nothing of {steps} steps; lower it")
     eval_samples = _check_eval(config, manifest)
     _check_tracking(config)
+    _check_schedule(config, steps)
     encoder = build_encoder(config.encoder, config.data.image_size)
+    if config.encoder.init is not None:
+        start_from(encoder, weights_of(config), skip=config.encoder.init_skip)
     objective = objective_for(config, manifest, encoder)
     build_optimizer(config.optim, [encoder, objective])
     _try_objective(config, manifest, objective, encoder)
@@ -107,6 +111,19 @@ def _check_data(config: RunConfig, manifest: Manifest, histories: Sequence[Histo
     return per_epoch
 
 
+def _check_schedule(config: RunConfig, steps: int) -> None:
+    optim, early = config.optim, config.train.early_stop
+    if optim.warmup_steps >= steps:
+        raise ValueError(f"optim.warmup_steps {optim.warmup_steps} leaves nothing of {steps} steps; lower it")
+    if optim.milestones and not optim.warmup_steps <= optim.milestones[0] <= optim.milestones[-1] < steps:
+        raise ValueError(
+            f"optim.milestones: {list(optim.milestones)} must lie between the warm-up ({optim.warmup_steps} steps) and the end "
+            f"({steps} steps)"
+        )
+    if early is not None and early.metric not in metrics.names():
+        raise ValueError(f"train.early_stop.metric: {early.metric!r} is none of {', '.join(metrics.names())}")
+
+
 def _check_eval(config: RunConfig, train: Manifest) -> int:
     if config.data.eval is None:
         return 0
@@ -138,11 +155,12 @@ def _check_tracking(config: RunConfig) -> None:
 
 
 def _check_encoder(config: RunConfig, encoder: nn.Module) -> None:
-    norms = [n for n, m in encoder.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [n for n, m in encoder.named_modules() if depends_on_batch(m)]
     if norms and (config.train.micro_batch is not None or config.cluster.workers > 1):
         raise ValueError(
             f"encoder {config.encoder.name!r} has BatchNorm ({norms[0]} and {len(norms) - 1} more): its result would depend on "
-            "how the batch is split; use an encoder with GroupNorm or LayerNorm, or one worker without train.micro_batch"
+            "how the batch is split; set encoder.freeze_batchnorm: true, use an encoder with GroupNorm or LayerNorm, or one "
+            "worker without train.micro_batch"
         )
 
 

@@ -16,6 +16,7 @@ from cluster.promotion import Registered, register
 from cluster.runfolder import RunFolder, read_lines
 from cluster.store import tracking_uri, ui_command
 from cluster.tracking import Tracker
+from cluster.warm import origin_of
 from configs.load import dump_config
 from configs.schema import Data, RunConfig
 from pipelines.decode import decode
@@ -41,7 +42,10 @@ def conclude(config: RunConfig, folder: RunFolder, facts: Facts, tracker: Tracke
     encoder = trained_encoder(config, folder)
     before, after = _metrics(folder)
     gallery = Gallery(config, encoder) if config.data.eval is not None else None
+    steps = _last_step(folder)
     card = _card(config, facts, after)
+    card |= {"Encoder": about} if (about := getattr(encoder, "about", None)) else {}
+    card["Training"] |= {"steps": steps} | ({"begun from": origin} if (origin := origin_of(folder)) is not None else {})
     export_encoder(encoder, folder.export, image_size=config.data.image_size, resize=config.data.resize, card=card)
     images = gallery.some(PARITY_IMAGES) if gallery is not None else []
     _refuse_difference(config.data, encoder, load_exported(folder.export), images)
@@ -52,7 +56,8 @@ def conclude(config: RunConfig, folder: RunFolder, facts: Facts, tracker: Tracke
         "status": "FINISHED",
         "name": config.name,
         "run": str(folder.path),
-        "steps": facts.steps,
+        "steps": steps,
+        "stopped_early": steps < facts.steps,
         "before": before,
         "metrics": after,
         "wall_s": time.time() - started,
@@ -85,7 +90,8 @@ def rewrite_report(run: Path) -> Path:
 
 def describe(result: dict[str, Any]) -> str:
     """A result for a person."""
-    lines = [f"run         {result['run']} ({result['steps']} steps, {result['wall_s']:.0f} s)"]
+    early = ", stopped early" if result.get("stopped_early") else ""
+    lines = [f"run         {result['run']} ({result['steps']} steps{early}, {result['wall_s']:.0f} s)"]
     for name in ("recall_at_1", "map_at_r"):
         if name in result["metrics"]:
             start = f"{result['before'][name]:.3f} -> " if name in result["before"] else ""
@@ -114,13 +120,17 @@ def _metrics(folder: RunFolder) -> tuple[dict[str, float], dict[str, float]]:
     return (rows[0], rows[-1]) if rows else ({}, {})
 
 
+def _last_step(folder: RunFolder) -> int:
+    """The step at which the training ended."""
+    return max(int(row["step"]) for row in read_lines(folder.metrics))
+
+
 def _card(config: RunConfig, facts: Facts, metrics: dict[str, float]) -> dict[str, Any]:
     manifest = open_sources(config.data.train, config.data.cache)
     return {
         "Metrics on images that were not trained on": {name: round(value, 4) for name, value in metrics.items()},
         "Training": {
             "loss": ", ".join(part.name for part in config.loss),
-            "steps": facts.steps,
             "global batch": config.data.batch,
             "encoder": config.encoder.name,
             "parameters": facts.parameters,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from configs.schema import RunConfig
+from configs.schema import Encoder, RunConfig
 
 
 def absolute(config: RunConfig) -> RunConfig:
@@ -21,7 +21,15 @@ def absolute(config: RunConfig) -> RunConfig:
     if uri is not None and uri.startswith("sqlite:///"):
         uri = f"sqlite:///{_absolute(uri.removeprefix('sqlite:///'))}"
     tracking = config.tracking.model_copy(update={"uri": uri})
-    return config.model_copy(update={"data": data, "cluster": cluster, "tracking": tracking})
+    parts = {"data": data, "encoder": _encoder(config.encoder), "cluster": cluster, "tracking": tracking}
+    return config.model_copy(update=parts)
+
+
+def _encoder(encoder: Encoder) -> Encoder:
+    """Its folders; what is not there is a name in a registry or in the hub's cache."""
+    named = {"init": encoder.init, **{key: encoder.options.get(key) for key in ("path", "model")}}
+    folders = {key: text for key, text in named.items() if isinstance(text, str) and Path(text).expanduser().exists()}
+    return encoder.model_copy(update={key: _absolute(text) for key, text in folders.items()})
 
 
 def _absolute(path: str) -> str:

@@ -63,7 +63,7 @@ def register(
     client = open_client(uri)
     tags = {f"metric.{metric}": repr(float(value)), **(tags or {})}
     try:
-        with _fluent(uri):
+        with fluent(uri):
             model_uri, model_id = _log(run_id, exported, example)
             version = _new_version(client, name, model_uri, run_id, model_id, tags)
             _verified(client, name, version, verify)
@@ -145,7 +145,7 @@ def _mlflow_errors() -> tuple[type[Exception], ...]:
 
 
 @contextmanager
-def _fluent(uri: str) -> Iterator[None]:
+def fluent(uri: str) -> Iterator[None]:
     """Point MLflow's module-wide address to `uri`: logging and loading models know no other; put back at the end."""
     hush()
     import mlflow

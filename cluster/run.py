@@ -7,7 +7,7 @@ import uuid
 from pathlib import Path
 from typing import Any, Literal
 
-from cluster import launch
+from cluster import launch, warm
 from cluster.check import Facts, check, open_training
 from cluster.context import device_of
 from cluster.outcome import conclude
@@ -57,6 +57,7 @@ def train(
     facts = check(config, histories)
     tracker = _tracker(config, folder) if config.tracking.enabled else None
     folder.claim(config)
+    warm.keep(config, folder)
     started = time.time()
     job = Job(config, folder.path, steps=facts.steps, histories=histories, launch_id=uuid.uuid4().hex[:8])
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"

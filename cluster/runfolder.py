@@ -1,6 +1,6 @@
 """The folder of a run: the one place where workers, driver and tools meet.
 
-config.yaml  metrics.jsonl  attempts.jsonl  quarantine.jsonl  checkpoints/  export/  report/  result.json
+config.yaml  metrics.jsonl  attempts.jsonl  quarantine.jsonl  checkpoints/  init.safetensors  export/  report/  result.json
 """
 
 from __future__ import annotations
@@ -46,6 +46,10 @@ class RunFolder:
     @property
     def export(self) -> Path:
         return self.path / "export"
+
+    @property
+    def init(self) -> Path:
+        return self.path / "init.safetensors"
 
     def exists(self) -> bool:
         return (self.path / "config.yaml").exists()

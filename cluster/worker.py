@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cluster.context import RankContext
+from cluster.memory import memory_advice, out_of_memory
 from cluster.resume import identity
 from cluster.runfolder import MetricsFile, RunFolder, append_line, refuse_changes, write_atomically
 from configs.errors import Unrecoverable
@@ -23,12 +25,14 @@ from pipelines.manifest import Manifest
 from pipelines.mixture import open_sources
 from pipelines.stream import Loader, evaluation_batches
 from trainer import collectives, state
+from trainer.control import Control
 from trainer.encoders import build_encoder
 from trainer.evaluate import evaluate
 from trainer.loop import Hooks, fit
 from trainer.objective import build_objective
 from trainer.optim import Average, build_optimizer
 from trainer.sharding import sharded_parameters
+from trainer.warm import start_from
 
 EVALUATION_BATCH = 256  # images a rank embeds at once; changes no result
 logger = logging.getLogger(__name__)
@@ -54,8 +58,17 @@ def worker_main(context: RankContext, job: Job) -> None:
     try:
         _train(context, job)
     except (ValueError, Unrecoverable) as error:
-        write_atomically(_stop_file(job), str(error))  # for the driver, and for ranks that are started again
-        raise Unrecoverable(str(error)) from error
+        raise _stop(job, str(error)) from error
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise _stop(job, memory_advice(job.config, error)) from error
+
+
+def _stop(job: Job, reason: str) -> Unrecoverable:
+    """The error, with its reason left for the driver and for ranks that are started again."""
+    write_atomically(_stop_file(job), reason)
+    return Unrecoverable(reason)
 
 
 def refuse_useless(job: Job) -> None:
@@ -80,7 +93,9 @@ def _train(context: RankContext, job: Job) -> None:
     dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
     manifest = open_sources(config.data.train, config.data.cache)
     growth.verify(job.histories, manifest)
-    training = build_training(config, manifest, context.device, dtype)
+    training = build_training(config, manifest, context.device, dtype, init=folder.init if config.encoder.init else None)
+    if config.train.compile:
+        training.encoder.compile()  # in place: the names of the weights stay
     saved = collectives.from_first(lambda: state.newest(folder.checkpoints))
     if saved is not None:
         refuse_changes(str(saved.path), saved.identity, identity(config))
@@ -127,13 +142,21 @@ def _train(context: RankContext, job: Job) -> None:
         fit(config, training, stream, hooks, start=start, steps=job.steps)
 
 
-def build_training(config: RunConfig, manifest: Manifest, device: torch.device, dtype: torch.dtype) -> state.Training:
-    """Encoder, averaged encoder, objective and optimizer on `device`."""
-    encoder = build_encoder(config.encoder, config.data.image_size).to(device=device, dtype=dtype)
+def build_training(
+    config: RunConfig, manifest: Manifest, device: torch.device, dtype: torch.dtype, *, init: Path | None = None
+) -> state.Training:
+    """Encoder, averaged encoder, objective and optimizer on `device`; `init`: file of weights to begin with."""
+    encoder = build_encoder(config.encoder, config.data.image_size)
+    if init is not None:
+        start_from(encoder, load_file(init), skip=config.encoder.init_skip)
+    encoder = encoder.to(device=device, dtype=dtype)
+    if config.train.channels_last:
+        encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     objective = objective_for(config, manifest, encoder).to(device=device, dtype=dtype)
     average = Average(encoder, config.train.ema)
     keys = Average(encoder, config.train.momentum) if config.train.momentum else None
-    return state.Training(encoder, average, objective, build_optimizer(config.optim, [encoder, objective]), keys)
+    optimizer = build_optimizer(config.optim, [encoder, objective])
+    return state.Training(encoder, average, objective, optimizer, keys, Control(config.train))
 
 
 def objective_for(config: RunConfig, manifest: Manifest, encoder: nn.Module) -> nn.Module:
@@ -146,7 +169,12 @@ def objective_for(config: RunConfig, manifest: Manifest, encoder: nn.Module) -> 
 
 def augmented(config: RunConfig, dtype: torch.dtype) -> Callable[[Batch], Tensor]:
     """Batch to augmented float images on the batch's device."""
-    return lambda batch: augment.apply(batch.images, batch.draws, config.data.augment, dtype)
+
+    def prepare(batch: Batch) -> Tensor:
+        images = augment.apply(batch.images, batch.draws, config.data.augment, dtype)
+        return images.contiguous(memory_format=torch.channels_last) if config.train.channels_last else images
+
+    return prepare
 
 
 def plain(device: torch.device, dtype: torch.dtype) -> Callable[[Batch], Tensor]:

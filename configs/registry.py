@@ -16,6 +16,8 @@ from configs.schema import Part
 PARTS: dict[str, dict[str, str]] = {
     "encoder": {
         "convnet": "trainer.encoders.convnet:ConvNet",
+        "timm": "trainer.encoders.timm:Timm",
+        "transformers": "trainer.encoders.transformers:Transformers",
     },
     "loss": {
         "arcface": "trainer.losses.arcface:ArcFace",
@@ -38,7 +40,10 @@ PARTS: dict[str, dict[str, str]] = {
         "triplet": "trainer.losses.triplet:triplet",
     },
     "optim": {
-        "adamw": "trainer.optim:adamw",
+        "adamw": "trainer.optimizers:adamw",
+        "lars": "trainer.optimizers:lars",
+        "lion": "trainer.optimizers:lion",
+        "sgd": "trainer.optimizers:sgd",
     },
     "dataset": {
         "emoji": "pipelines.sources.emoji:fetch",

@@ -29,6 +29,19 @@ class Part(BaseModel):
         return dict(self.model_extra or {})
 
 
+class Encoder(Part):
+    """The encoder, with the settings that every one of them takes."""
+
+    init: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="warm start: a run folder, a checkpoint, or models:/name@alias or models:/name/version"
+    )
+    init_skip: tuple[str, ...] = Field((), description="prefixes of weights that the warm start leaves as they were drawn")
+    freeze: Annotated[int, Field(ge=0)] | tuple[str, ...] = Field(
+        (), description="prefixes of weights that do not learn, or the number of stages from the input on"
+    )
+    freeze_batchnorm: bool = Field(False, description="BatchNorm keeps the statistics, scales and biases it came with")
+
+
 class Augment(Section):
     """Random changes of a training image, each drawn from (seed, epoch, uid, record's row, view)."""
 
@@ -114,12 +127,36 @@ class Data(Section):
 class Optim(Section):
     name: str = "adamw"
     lr: Positive = 1e-3
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
-    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    weight_decay: Annotated[float, Field(ge=0.0)] = Field(0.05, description="of matrices and kernels only")
+    betas: tuple[Fraction, Fraction] | None = Field(None, description="adamw ([0.9, 0.98]) and lion ([0.9, 0.99])")
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(None, description="sgd and lars (0.9)")
+    nesterov: bool | None = Field(None, description="sgd (false)")
+    trust: Positive | None = Field(None, description="lars (0.001): length of a step relative to that of the weights")
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0, description="learning rate of a stage of the encoder relative to that of the next"
+    )
+    schedule: Literal["cosine", "linear", "constant", "step"] = "cosine"
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] = Field((), description="schedule step: steps after which lr falls")
+    factor: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.1, description="schedule step: what lr is multiplied with there")
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    final_lr: Fraction = Field(0.0, description="learning rate at the end, as a share of lr")
+    final_lr: Fraction = Field(0.0, description="learning rate at the end of cosine and linear, as a share of lr")
     clip_norm: Positive | None = 1.0
+
+    @model_validator(mode="after")
+    def _steps_down(self) -> Optim:
+        if (self.schedule == "step") != bool(self.milestones):
+            raise ValueError("schedule step and milestones belong together: give both, for instance milestones: [600, 900]")
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones are steps, each later than the one before; got {list(self.milestones)}")
+        return self
+
+
+class EarlyStop(Section):
+    """Ends a run whose evaluations no longer get better."""
+
+    metric: str = "recall_at_1"
+    patience: Annotated[int, Field(ge=1)] = Field(5, description="evaluations without a better one before the run ends")
+    min_delta: Annotated[float, Field(ge=0.0)] = Field(0.0, description="by how much an evaluation must be better to count")
 
 
 class Train(Section):
@@ -130,7 +167,13 @@ class Train(Section):
     )
     micro_batch: Annotated[int, Field(ge=1)] | None = Field(None, description="records encoded at once (gradient cache)")
     reproducible: Literal[False] = Field(False, description="bit-equal curves at any world size; not available yet")
-    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
+    channels_last: bool = Field(False, description="the encoder's kernels and images with channels last in memory")
+    compile: bool = Field(False, description="torch.compile the encoder")
+    max_skipped: Annotated[int, Field(ge=0)] = Field(
+        0, description="steps whose loss or gradient is not finite that are left out; above 0 costs a device sync a step"
+    )
+    early_stop: EarlyStop | None = None
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="decay of the averaged weights that are evaluated")
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.0, description="decay of a momentum encoder that makes the candidates"
@@ -178,7 +221,7 @@ class RunConfig(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     data: Data
-    encoder: Part = Part(name="convnet")
+    encoder: Encoder = Encoder(name="convnet")
     loss: tuple[Part, ...] = (Part(name="info_nce"),)  # written as one mapping, or as a list of them with weights
     optim: Optim = Optim()
     train: Train
@@ -209,12 +252,25 @@ class RunConfig(Section):
             raise ValueError(f"train.micro_batch {self.train.micro_batch} is not a multiple of data.per_class {k}")
         return self
 
+    @model_validator(mode="after")
+    def _feasible(self) -> RunConfig:
+        if self.train.precision == "fp16" and self.cluster.gpus_per_worker == 0:
+            raise ValueError("train.precision: fp16 needs GPUs (cluster.gpus_per_worker: 1); on CPUs use bf16 or fp32")
+        if self.train.early_stop is not None and self.data.eval is None:
+            raise ValueError("train.early_stop: there is nothing to evaluate; give data.eval")
+        if self.encoder.init_skip and self.encoder.init is None:
+            raise ValueError("encoder.init_skip: there is no encoder.init whose weights could be skipped")
+        return self
+
     def identity(self) -> dict[str, Any]:
         """The settings that decide what a run computes; the others change where it runs and how fast."""
         tree = self.model_dump(mode="json", include={"seed", "data", "encoder", "loss", "optim", "train"})
         for section, names in _PACE.items():
             for name in names:
                 del tree[section][name]
+        tree["encoder"].pop("checkpointing", None)  # computes the same twice
+        if self.train.early_stop is not None:  # then the evaluations decide when the run ends
+            tree["train"]["evaluate_every"] = self.train.evaluate_every
         total = sum(source.weight for source in self.data.train)  # where the sources lie decides nothing
         tree["data"]["train"] = [{"share": s.weight / total, "namespace": s.namespace} for s in self.data.train]
         return tree
@@ -225,5 +281,5 @@ _PACE = {
         *("train", "eval", "threads", "prefetch", "max_bad_fraction", "max_bad_shard_fraction", "max_pixels"),
         *("timeout_s", "io_threads", "block_mb", "cache", "cache_gb"),
     ),
-    "train": ("micro_batch", "reproducible", "log_every", "checkpoint_every", "evaluate_every", "keep"),
+    "train": ("micro_batch", "reproducible", "log_every", "checkpoint_every", "evaluate_every", "keep", "max_skipped"),
 }

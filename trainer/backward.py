@@ -22,6 +22,7 @@ def backward(
     *,
     pieces: Sequence[int] | None = None,
     autocast: torch.dtype | None = None,
+    scale: float | None = None,
     **extra: Any,
 ) -> tuple[Tensor, Stats]:
     """Add the gradient of the global mean loss to the parameters; returns the loss and its statistics.
@@ -29,13 +30,14 @@ def backward(
     `images` [k, 3, H, W] float; `extra` goes to the objective (`keys`, `target`, `step`, `with_stats`).
     `pieces`: numbers of images that sum to k, for the gradient cache (Gao et al. 2021): a pass without graph gives all
     vectors, the objective their gradients, and a second pass back-propagates piece by piece.
+    `scale`: what the gradients are multiplied with, for 16 bits.
     Collective: every rank calls it, and each all-reduces the encoder's gradients once.
     """
     if pieces is None or len(pieces) == 1:
         with _autocast(images, autocast):
             vectors = encoder(images)
         loss, stats = compare(objective, vectors, batch, **extra)
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss if scale is None else loss * scale).backward()  # type: ignore[no-untyped-call]
         return loss.detach(), stats
     states: list[list[Tensor]] = []
     parts = torch.split(images, list(pieces))
@@ -43,7 +45,7 @@ def backward(
         vectors = torch.cat([_forward(encoder, part, states) for part in parts])
     vectors.requires_grad_()
     loss, stats = compare(objective, vectors, batch, **extra)
-    loss.backward()  # type: ignore[no-untyped-call]
+    (loss if scale is None else loss * scale).backward()  # type: ignore[no-untyped-call]
     assert vectors.grad is not None
     for i, (part, grad) in enumerate(zip(parts, torch.split(vectors.grad, list(pieces)), strict=True)):
         last = i == len(parts) - 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,12 +11,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from configs.errors import Unrecoverable
 from configs.schema import RunConfig
 from pipelines.batch import Batch
 from trainer import collectives
 from trainer.backward import backward, encode, pieces_of
-from trainer.optim import learning_rate
+from trainer.optim import set_rate
+from trainer.schedules import learning_rate
 from trainer.sharding import clip_
 from trainer.state import Training
 
@@ -46,11 +47,14 @@ class Hooks:
 def fit(config: RunConfig, training: Training, stream: Stream, hooks: Hooks, *, start: int, steps: int) -> None:
     """Train from step `start` (0: from the beginning) to `steps`. Collective: every rank calls it.
 
+    Ends earlier where `train.early_stop` says so.
     Raises Unrecoverable when the loss or the gradient is no longer finite.
     """
-    settings = config.train
+    settings, control = config.train, training.control
+    if control.ended:
+        return
     encoder, objective = collectives.data_parallel(training.encoder), training.objective
-    autocast = torch.bfloat16 if settings.precision == "bf16" else None
+    autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.precision)
     parameters = [p for group in training.optimizer.param_groups for p in group["params"]]
     device = parameters[0].device
     training.encoder.train()
@@ -59,47 +63,40 @@ def fit(config: RunConfig, training: Training, stream: Stream, hooks: Hooks, *, 
     meter = _Meter(stream, start, device)
     for step in range(start + 1, steps + 1):
         rate = learning_rate(config.optim, step, steps)
-        for group in training.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(training.optimizer, rate)
         batch = next(stream)
         pieces = pieces_of(batch, settings.micro_batch)  # read on the host, before the batch leaves it
         batch = batch.pin().to(device) if device.type == "cuda" else batch
         images = hooks.prepare(batch)
         due = [step % every == 0 or step == steps for every in (settings.log_every, settings.evaluate_every)]
-        extra: dict[str, Any] = {"step": step, "with_stats": due[0]}
+        keep = step % settings.checkpoint_every == 0 or step == steps
+        extra: dict[str, Any] = {"step": step, "with_stats": due[0], "scale": control.loss_scale}
         if training.keys is not None:
             extra["keys"] = encode(training.keys.module, images, pieces, autocast)
         loss, stats = backward(encoder, objective, images, batch, pieces=pieces, autocast=autocast, **extra)
+        control.unscale_(parameters)
         norm = clip_(parameters, objective, config.optim.clip_norm)
-        training.optimizer.step()
+        accepted = control.accept(step, loss, norm, look=due[0] or keep)
+        if accepted:
+            training.update(step)
         training.optimizer.zero_grad(set_to_none=True)
-        training.average.update(step)
-        if training.keys is not None:
-            training.keys.update(step)
-        keep = step % settings.checkpoint_every == 0 or step == steps
-        if due[0] or keep:
-            _refuse_nonfinite(step, loss, norm)  # waits for the device, so not at every step
         numbers: dict[str, float] = {}
         if due[0]:
             numbers = {"train/loss": float(loss), "train/lr": rate, "train/grad_norm": float(norm)}
             numbers |= {f"train/{name}": float(value) for name, value in stats.items()}
-            numbers |= meter.read(step, batch.num_images * collectives.world())
+            if not accepted:
+                numbers = {name: value for name, value in numbers.items() if math.isfinite(value)}
+            numbers |= control.numbers() | meter.read(step, batch.num_images * collectives.world())
         if due[1] and hooks.evaluate is not None:
             numbers |= hooks.evaluate(training.average.module)
+            control.watch(numbers)
             meter.restart(step)
         if numbers:
             hooks.log(step, numbers)
-        if keep:
+        if keep or control.ended:
             hooks.save(step, stream.position)
-
-
-def _refuse_nonfinite(step: int, loss: Tensor, norm: Tensor) -> None:
-    # Both are the same on every rank, so all ranks stop together.
-    if not (torch.isfinite(loss) and torch.isfinite(norm)):
-        raise Unrecoverable(
-            f"step {step}: loss {float(loss)}, gradient norm {float(norm)}; "
-            "lower optim.lr, lengthen optim.warmup_steps or set optim.clip_norm"
-        )
+        if control.ended:
+            return
 
 
 class _Meter:

@@ -39,10 +39,13 @@ class Memory(nn.Module):
 
     @torch.no_grad()
     def remember(self, vectors: Tensor, ids: Ids) -> None:
-        """Append the valid rows of a step, [G, D] in `Ids.order`, and forget the oldest."""
+        """Append the valid rows of a step, [G, D] in `Ids.order`, and forget the oldest.
+
+        Rows that are not finite are not remembered: a step that is left out must not spoil those after it.
+        """
         columns = ids.stack()
         columns[:, 3] = NOBODY
-        kept = ids.valid == 1
+        kept = (ids.valid == 1) & torch.isfinite(vectors).all(1)
         held = self.vectors.to(vectors).reshape(-1, vectors.shape[1])
         self.vectors = torch.cat([held, vectors.detach()[kept]])[-self.size :].clone()
         self.ids = torch.cat([self.ids.to(columns.device), columns[kept]])[-self.size :].clone()

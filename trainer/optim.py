@@ -1,44 +1,62 @@
-"""Optimizers, the learning-rate schedule and averaged weights."""
+"""What learns at which rate, and averaged weights."""
 
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
 from configs.registry import build
 from configs.schema import Optim, Part
+from trainer.encoders.stages import stage_numbers
+from trainer.sharding import sharded_parameters
+
+OPTIONS = ("betas", "momentum", "nesterov", "trust")  # each belongs to some optimizers; left at null it is theirs
 
 
 def build_optimizer(optim: Optim, modules: Iterable[nn.Module]) -> torch.optim.Optimizer:
-    """The optimizer over all trainable parameters of `modules`; each parameter once.
+    """The optimizer over all trainable parameters of `modules`, the first of which is the encoder; each parameter once.
 
-    Weight decay is for matrices and kernels only: no biases, norms, temperatures (fewer than 2 dimensions).
+    Weight decay is for matrices and kernels only: no biases, norms, temperatures (fewer than 2 dimensions), and nothing
+    under the names in an encoder's `undecayed`. A group's `lr_scale` is its share of the learning rate.
+    Raises ValueError for an option that the optimizer does not have.
     """
-    parameters = list(dict.fromkeys(p for module in modules for p in module.parameters() if p.requires_grad))
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": optim.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizer: torch.optim.Optimizer = build("optim", Part(name=optim.name), groups=groups, optim=optim)
+    encoder, *others = modules
+    parameters = list(dict.fromkeys(p for module in (encoder, *others) for p in module.parameters() if p.requires_grad))
+    if optim.name == "lars" and any(sharded_parameters(module) for module in others):
+        raise ValueError("optim.name: lars needs the norm of whole tensors; set shard: false in the loss, or take adamw or sgd")
+    plain = {p for name, p in encoder.named_parameters() if name in getattr(encoder, "undecayed", ())}
+    scale = _rates(encoder, optim.layer_decay)
+    groups = []
+    for share in sorted({scale.get(p, 1.0) for p in parameters}, reverse=True):
+        own = [p for p in parameters if scale.get(p, 1.0) == share]
+        decayed = [p for p in own if p.ndim >= 2 and p not in plain]
+        rest = [p for p in own if p.ndim < 2 or p in plain]
+        groups += [
+            {"params": decayed, "weight_decay": optim.weight_decay, "lr_scale": share},
+            {"params": rest, "weight_decay": 0.0, "lr_scale": share},
+        ]
+    given = {key: getattr(optim, key) for key in OPTIONS if getattr(optim, key) is not None}
+    part = Part.model_validate({"name": optim.name, **given})
+    optimizer: torch.optim.Optimizer = build("optim", part, groups=[g for g in groups if g["params"]], lr=optim.lr)
     return optimizer
 
 
-def adamw(groups: Sequence[dict[str, object]], optim: Optim) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019)."""
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=optim.lr, betas=optim.betas, fused=True)
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its share of `rate`."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
-def learning_rate(optim: Optim, step: int, steps: int) -> float:
-    """The rate of optimizer step `step` in 1..steps: linear warm-up, then the schedule down to `final_lr * lr`."""
-    if step <= optim.warmup_steps:
-        return optim.lr * step / optim.warmup_steps
-    done = (step - 1 - optim.warmup_steps) / max(1, steps - optim.warmup_steps)
-    share = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[optim.schedule]
-    return optim.lr * (optim.final_lr + (1 - optim.final_lr) * share)
+def _rates(encoder: nn.Module, decay: float) -> dict[nn.Parameter, float]:
+    """Shares of the learning rate: `decay` for every stage that follows (Clark et al. 2020; Bao et al. 2022)."""
+    if decay == 1.0:
+        return {}
+    stage = stage_numbers(encoder)
+    last = max(stage.values())
+    return {p: decay ** (last - stage[name]) for name, p in encoder.named_parameters()}
 
 
 class Average:

@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from configs.schema import Train
+from trainer.control import Control
 from trainer.optim import Average
 from trainer.sharding import own_optimizer, own_state, whole_optimizer, whole_state
 
@@ -37,6 +39,14 @@ class Training:
     objective: nn.Module
     optimizer: torch.optim.Optimizer
     keys: Average | None = None  # the momentum encoder
+    control: Control = field(default_factory=lambda: Control(Train(steps=1)))
+
+    def update(self, step: int) -> None:
+        """One step of the optimizer, from 1, and of what follows the weights."""
+        self.optimizer.step()
+        self.average.update(step)
+        if self.keys is not None:
+            self.keys.update(step)
 
     def modules(self) -> dict[str, nn.Module]:
         named = {"encoder": self.encoder, "objective": self.objective}
@@ -44,6 +54,8 @@ class Training:
             named["average"] = self.average.module
         if self.keys is not None:
             named["keys"] = self.keys.module
+        if self.control.watches or self.control.early is not None:
+            named["control"] = self.control
         return named
 
 

@@ -59,6 +59,14 @@ def test_a_dumped_config_reads_back_as_the_same_config(good: Path, tmp_path: Pat
         ("data.augment=5", "data.augment: "),
         ("optim.lr=-1", "optim.lr: Input should be greater than 0"),
         ("optim.lr=.nan", "optim.lr: "),
+        ("optim.schedule=step", "schedule step and milestones belong together"),
+        ("optim.milestones=[5]", "schedule step and milestones belong together"),
+        ("optim={schedule: step, milestones: [9, 5]}", "each later than the one before; got [9, 5]"),
+        ("optim.layer_decay=0", "optim.layer_decay: "),
+        ("train.precision=fp16", "fp16 needs GPUs"),
+        ("train.early_stop={metrik: recall_at_1}", "train.early_stop.metrik: unknown setting; did you mean 'metric'?"),
+        ("encoder.init_skip=[head]", "there is no encoder.init"),
+        ("encoder.freeze=-1", "encoder.freeze"),
         ("name=a/b", "name: "),
         ("data=[", "not valid YAML"),
     ],
@@ -79,10 +87,16 @@ def test_a_file_that_is_no_config_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_settings_that_only_set_the_pace_do_not_change_the_identity(good: Path) -> None:
     base = load_config(good).identity()
+    for pace in ("encoder.checkpointing=true", "train.max_skipped=3", "train.evaluate_every=7", "train.log_every=5"):
+        assert load_config(good, [pace]).identity() == base
     for pace in ("data.threads=5", "cluster.workers=4", "train.log_every=1", "train.micro_batch=64", "tracking.experiment=x"):
         assert load_config(good, [pace]).identity() == base
     for matter in ("seed=8", "data.batch=128", "optim.lr=1e-3", "loss.temperature=0.1", "encoder.dim=64", "train.steps=5"):
         assert load_config(good, [matter]).identity() != base
+    for matter in ("encoder.freeze=1", "encoder.init=x", "optim.layer_decay=0.5", "train.early_stop={patience: 2}"):
+        assert load_config(good, [matter]).identity() != base
+    early = ["train.early_stop={patience: 2}", "train.evaluate_every=7"]
+    assert load_config(good, early).identity() != load_config(good, early[:1]).identity()
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, parts in PARTS.items() for name in parts])

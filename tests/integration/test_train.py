@@ -197,6 +197,15 @@ def test_mlflow_holds_the_curve_the_params_and_the_report(reference: tuple[Path,
     assert {"config.yaml", "metrics.jsonl", "report"} <= {a.path for a in client.list_artifacts(run.info.run_id)}
 
 
+def test_a_warm_start_begins_where_the_registered_model_ended(reference: tuple[Path, dict[str, Any]]) -> None:
+    config, trained = reference
+    settings = ["--set", "train.steps=8", "--set", "encoder.init=models:/digits@champion", "--set", "encoder.freeze=1"]
+    result = train(config, "warm", "--local", *settings)
+    assert result["before"]["map_at_r"] == pytest.approx(trained["metrics"]["map_at_r"], rel=1e-3)  # exported in float32
+    assert result["metrics"]["map_at_r"] != result["before"]["map_at_r"]
+    assert "models:/digits/1" in (Path(result["run"]) / "export" / "MODEL_CARD.md").read_text()
+
+
 @pytest.mark.parametrize("loss", ["{name: arcface, scale: 16, sub_centers: 2}", "{name: proxy_anchor}"])
 def test_sharded_class_centres_give_the_same_curve_and_one_checkpoint_for_any_world(
     reference: tuple[Path, dict[str, Any]], loss: str

@@ -13,7 +13,8 @@ from configs.schema import Optim
 from pipelines.batch import NUM_DRAWS, Batch
 from trainer.backward import backward, pieces_of
 from trainer.objective import build_objective, unit
-from trainer.optim import Average, learning_rate
+from trainer.optim import Average
+from trainer.schedules import learning_rate
 
 
 class Small(nn.Module):

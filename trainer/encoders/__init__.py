@@ -5,13 +5,19 @@ from __future__ import annotations
 from torch import nn
 
 from configs.registry import build
-from configs.schema import Part
+from configs.schema import Encoder
+from trainer.encoders.freeze import freeze, freeze_batchnorm
 
 
-def build_encoder(part: Part, image_size: int) -> nn.Module:
-    """The encoder for a config's `encoder` section; it has attributes `dim` and `image_size`.
+def build_encoder(part: Encoder, image_size: int) -> nn.Module:
+    """The encoder for a config's `encoder` section, frozen where that says so; it has attributes `dim` and `image_size`.
 
+    It may have `stages` (see `stages_of`), `undecayed` (names of weights without decay) and `about` (facts for the model card).
     Raises ValueError for an unknown name or option.
     """
     encoder: nn.Module = build("encoder", part, image_size=image_size)
+    if part.freeze:
+        freeze(encoder, part.freeze)
+    if part.freeze_batchnorm:
+        freeze_batchnorm(encoder)
     return encoder

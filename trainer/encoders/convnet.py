@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from trainer.objective import unit
 
@@ -18,7 +19,8 @@ class ConvNet(nn.Module):
     start as the identity (He et al. 2016; Goyal et al. 2017).
     `patch`: side of the square that becomes one position; `widths`: channels of each stage, each after the first at half
     the resolution; `blocks`: residual blocks a stage; `grid`: the last map is averaged to grid x grid positions, which
-    keeps where things are (1: plain mean pooling); `dropout`: before the head.
+    keeps where things are (1: plain mean pooling); `dropout`: before the head; `checkpointing`: blocks are computed again in
+    backward instead of kept.
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class ConvNet(nn.Module):
         blocks: int = 2,
         grid: int = 3,
         dropout: float = 0.0,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.image_size, self.dim, self.grid = image_size, dim, grid
@@ -38,8 +41,9 @@ class ConvNet(nn.Module):
         for i, width in enumerate(widths):
             if i > 0:
                 stages += [_norm(widths[i - 1]), nn.Conv2d(widths[i - 1], width, 2, stride=2, bias=False)]
-            stages += [Block(width) for _ in range(blocks)]
+            stages += [Block(width, checkpointing) for _ in range(blocks)]
         self.body = nn.Sequential(*stages, _norm(widths[-1]), nn.GELU())
+        self.stages = [[f"body.{i}"] for i in range(len(stages))]
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(widths[-1] * grid * grid, dim, bias=False))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -53,19 +57,33 @@ class ConvNet(nn.Module):
 class Block(nn.Module):
     """x + f(x), f two 3x3 convolutions, each behind norm and GELU."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, checkpointing: bool = False) -> None:
         super().__init__()
+        self.checkpointing = checkpointing
         first, last = (nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(2))
         nn.init.zeros_(last.weight)
         self.body = nn.Sequential(_norm(width), nn.GELU(), first, _norm(width), nn.GELU(), last)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            again: Tensor = checkpoint(self.body, x, use_reentrant=False)
+            return x + again
         result: Tensor = x + self.body(x)
         return result
 
 
+class Norm(nn.GroupNorm):
+    """GroupNorm that may follow frozen layers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and not x.requires_grad:
+            # torch 2.13 on CPUs: its backward crashes on a channels-last input that needs no gradient.
+            x = x.detach().requires_grad_()
+        return super().forward(x)
+
+
 def _norm(width: int) -> nn.GroupNorm:
-    return nn.GroupNorm(8, width)
+    return Norm(8, width)
 
 
 def _check(image_size: int, dim: int, patch: int, widths: Sequence[int], blocks: int, grid: int) -> None:
