@@ -59,6 +59,7 @@ def check(config: RunConfig, histories: Sequence[History] | None = None) -> Fact
     build_optimizer(config.optim, [encoder, objective])
     _try_objective(config, manifest, objective, encoder)
     _check_encoder(config, encoder)
+    _check_shards(config)
     parameters = sum(p.numel() for p in encoder.parameters())
     _check_disk(config, parameters)
     units = config.data.batch // (config.data.per_class or 1)
@@ -135,6 +136,14 @@ def _check_encoder(config: RunConfig, encoder: nn.Module) -> None:
         raise ValueError(
             f"encoder {config.encoder.name!r} has BatchNorm ({norms[0]} and {len(norms) - 1} more): its result would depend on "
             "how the batch is split; use an encoder with GroupNorm or LayerNorm, or one worker without train.micro_batch"
+        )
+
+
+def _check_shards(config: RunConfig) -> None:
+    if config.train.reproducible and any(part.options.get("shard") is True for part in config.loss):
+        raise ValueError(
+            "loss.shard: with train.reproducible every worker computes the whole loss, so none can hold a share of the "
+            "centres; leave shard out, or set train.reproducible to false"
         )
 
 

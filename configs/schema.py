@@ -129,7 +129,7 @@ class Train(Section):
         description="in place of steps; an epoch is as many records (units) as all sources hold together when the run starts",
     )
     micro_batch: Annotated[int, Field(ge=1)] | None = Field(None, description="records encoded at once (gradient cache)")
-    reproducible: Literal[False] = Field(False, description="bit-equal curves at any world size; not available yet")
+    reproducible: bool = Field(False, description="bit-equal curves at any world size, in pieces of micro_batch records")
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="decay of the averaged weights that are evaluated")
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
@@ -144,6 +144,20 @@ class Train(Section):
     def _one_length(self) -> Train:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of steps and epochs (set the other to null)")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_reproducible(self) -> Train:
+        if self.reproducible and self.micro_batch is None:
+            raise ValueError(
+                "reproducible: true needs train.micro_batch, the number of records that are always computed together; "
+                "16 to 64 are usual, and no more workers than data.batch / train.micro_batch can share a batch"
+            )
+        if self.reproducible and self.precision == "fp64":
+            raise ValueError(
+                "reproducible: true adds up in float64, which is exact for terms of fp32 and bf16, not of fp64; "
+                "use train.precision fp32, or fp64 without reproducible (runs then agree to about 1e-8)"
+            )
         return self
 
 
@@ -207,6 +221,12 @@ class RunConfig(Section):
             raise ValueError(f"cluster.workers {world} is more than the {units} units of a batch; lower it or raise data.batch")
         if self.train.micro_batch is not None and k is not None and self.train.micro_batch % k:
             raise ValueError(f"train.micro_batch {self.train.micro_batch} is not a multiple of data.per_class {k}")
+        pieces = math.ceil(batch / self.train.micro_batch) if self.train.reproducible and self.train.micro_batch else units
+        if world > pieces:
+            raise ValueError(
+                f"cluster.workers {world} is more than the {pieces} pieces of train.micro_batch {self.train.micro_batch} in "
+                f"data.batch {batch}, which train.reproducible never splits; lower one of the first two"
+            )
         return self
 
     def identity(self) -> dict[str, Any]:
@@ -215,6 +235,8 @@ class RunConfig(Section):
         for section, names in _PACE.items():
             for name in names:
                 del tree[section][name]
+        if self.train.reproducible:  # then also the roundings count
+            tree["train"] |= {"reproducible": True, "micro_batch": self.train.micro_batch}
         total = sum(source.weight for source in self.data.train)  # where the sources lie decides nothing
         tree["data"]["train"] = [{"share": s.weight / total, "namespace": s.namespace} for s in self.data.train]
         return tree

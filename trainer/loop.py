@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from configs.errors import Unrecoverable
 from configs.schema import RunConfig
 from pipelines.batch import Batch
-from trainer import collectives
+from trainer import collectives, reproducible
 from trainer.backward import backward, encode, pieces_of
 from trainer.optim import learning_rate
 from trainer.sharding import clip_
@@ -49,7 +49,9 @@ def fit(config: RunConfig, training: Training, stream: Stream, hooks: Hooks, *, 
     Raises Unrecoverable when the loss or the gradient is no longer finite.
     """
     settings = config.train
-    encoder, objective = collectives.data_parallel(training.encoder), training.objective
+    encoder, objective = training.encoder, training.objective
+    if not settings.reproducible:
+        encoder = collectives.data_parallel(encoder)
     autocast = torch.bfloat16 if settings.precision == "bf16" else None
     parameters = [p for group in training.optimizer.param_groups for p in group["params"]]
     device = parameters[0].device
@@ -64,12 +66,19 @@ def fit(config: RunConfig, training: Training, stream: Stream, hooks: Hooks, *, 
         batch = next(stream)
         pieces = pieces_of(batch, settings.micro_batch)  # read on the host, before the batch leaves it
         batch = batch.pin().to(device) if device.type == "cuda" else batch
-        images = hooks.prepare(batch)
         due = [step % every == 0 or step == steps for every in (settings.log_every, settings.evaluate_every)]
-        extra: dict[str, Any] = {"step": step, "with_stats": due[0]}
-        if training.keys is not None:
-            extra["keys"] = encode(training.keys.module, images, pieces, autocast)
-        loss, stats = backward(encoder, objective, images, batch, pieces=pieces, autocast=autocast, **extra)
+        keys = None if training.keys is None else training.keys.module
+        if settings.reproducible:
+            assert pieces is not None
+            parts = reproducible.prepared(batch, pieces, hooks.prepare)
+            about = reproducible.Step(step, config.seed, autocast, with_stats=due[0])
+            loss, stats = reproducible.backward(encoder, objective, parts, batch, about, keys=keys)
+        else:
+            images = hooks.prepare(batch)
+            extra: dict[str, Any] = {"step": step, "with_stats": due[0]}
+            if keys is not None:
+                extra["keys"] = encode(keys, images, pieces, autocast)
+            loss, stats = backward(encoder, objective, images, batch, pieces=pieces, autocast=autocast, **extra)
         norm = clip_(parameters, objective, config.optim.clip_norm)
         training.optimizer.step()
         training.optimizer.zero_grad(set_to_none=True)
