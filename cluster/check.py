@@ -182,7 +182,8 @@ def _memory(config: RunConfig, manifest: Manifest, encoder: nn.Module, parameter
         records = min(records, config.train.micro_batch)
     size = 8 if config.train.precision == "fp64" else 4
     activations = _saved_bytes(encoder, config.data.image_size) * records * images_per_record * size // 4
-    return 4 * parameters * size + activations
+    sums = 16 if config.train.reproducible else 0  # of gradients in float64, before and after the all-reduce
+    return (4 * size + sums) * parameters + activations
 
 
 def _saved_bytes(encoder: nn.Module, image_size: int) -> int:

@@ -171,6 +171,8 @@ def _add_up(encoder: nn.Module, parts: Sequence[Tensor], grad: Tensor, step: Ste
     learning = [p for p in parameters if p in sums]
     if not learning:
         return
-    summed = collectives.total(torch.cat([sums[p].flatten() for p in learning]))
+    flat = torch.cat([sums[p].flatten() for p in learning])
+    sums.clear()  # twice the size of the gradients
+    summed = collectives.total(flat)
     for p, total in zip(learning, torch.split(summed, [p.numel() for p in learning]), strict=True):
         p.grad = torch.empty_like(p).copy_(total.view_as(p))  # rounded once, and laid out as fused optimizers expect

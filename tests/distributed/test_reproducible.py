@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from configs.schema import RunConfig
+from configs.errors import Unrecoverable
+from configs.schema import Part, RunConfig
 from pipelines.batch import NUM_DRAWS, Batch
 from tests.ranks import run_ranks
-from trainer import collectives, reproducible, state
+from trainer import collectives, evaluate, reproducible, state
 from trainer.backward import backward
 from trainer.encoders import build_encoder
 from trainer.loop import Hooks, fit
@@ -168,8 +169,44 @@ def test_every_loss_and_the_weights_are_those_of_one_process_bit_for_bit(world: 
 
 def test_a_run_resumed_with_another_number_of_ranks_ends_with_the_same_bits(alone: Any) -> None:
     folder, expected = alone
-    rest = {name: (curve[HALF:], weights) for name, (curve, weights) in expected.items()}
-    assert run_ranks(3, every_case, folder, HALF) == [rest] * 3
+    names = [next(iter(CASES)), "given pairs"]
+    rest = {name: (expected[name][0][HALF:], expected[name][1]) for name in names}
+    assert run_ranks(3, every_case, folder, HALF, names) == [rest] * 3
+
+
+def evaluated() -> tuple[dict[str, float], str]:
+    """Metrics of 83 images in batches of 8, searched 20 at a time; and what ranks with different weights are told."""
+    evaluate.QUERIES = 20
+    torch.manual_seed(0)
+    encoder, world, rank = build_encoder(Part.model_validate(ENCODER), 8), collectives.world(), collectives.rank()
+    whole = batch_of(Case(None, 1, 8 * 12, 8, {}), 1)
+    real = torch.arange(8 * 12) < 83
+    own = []
+    for start in range(8 * rank, 8 * 12, 8 * world):
+        part = slice(start, start + 8)
+        rows = {name: getattr(whole, name)[part] for name in ("images", "group", "uid", "view", "draws")}
+        sample = torch.stack([torch.zeros(8), torch.zeros(8), torch.arange(start, start + 8)], 1).long()
+        own.append(Batch(**rows, valid=real[part], record=torch.arange(8), sample=sample))
+    with reproducible.kernels():
+        found = evaluate.evaluate(encoder, own, prepare, reproducible=True)
+        again = evaluate.evaluate(encoder, own, prepare)
+    assert found == pytest.approx(again, rel=1e-6)
+    try:
+        reproducible.refuse_unequal("0123456789abcde" + str(rank), 7, torch.device("cpu"))
+    except Unrecoverable as error:
+        return found, str(error)
+    return found, ""
+
+
+def test_evaluation_has_the_same_bits_and_different_weights_are_noticed() -> None:
+    alone, nothing = evaluated()
+    evaluate.QUERIES = 1024
+    assert nothing == ""
+    assert 0 < alone["map_at_r"] < 1
+    for found, error in run_ranks(2, evaluated):
+        assert found == alone
+        assert "step 7" in error
+        assert "worker 1 differs" in error
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -99,6 +99,12 @@ def test_wrong_settings(
     assert not (tmp_path / "runs").exists()
 
 
+def test_centres_spread_over_workers_cannot_be_reproducible(nearfar: Nearfar, config_file: Path) -> None:
+    settings = ["train={steps: 50, reproducible: true, micro_batch: 4}", "loss={name: arcface, shard: true}"]
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    assert_refused(nearfar("check", config_file, *arguments), "loss.shard", "train.reproducible")
+
+
 def test_gpus_where_there_are_none(nearfar: Nearfar, config_file: Path, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
