@@ -130,7 +130,7 @@ def _train(context: RankContext, job: Job) -> None:
         position=position,
         histories=job.histories,
         on_bad=functools.partial(append_line, folder.quarantine),
-        piece=config.train.micro_batch or 1 if config.train.reproducible else 1,
+        piece=config.train.piece,
     ) as stream:
         fit(config, training, stream, hooks, start=start, steps=job.steps)
 
@@ -170,11 +170,10 @@ def evaluator(config: RunConfig, context: RankContext, dtype: torch.dtype) -> Ca
         return None
     manifest = Manifest.open(config.data.eval, cache=config.data.cache)
     fixed = config.train.reproducible
-    size = config.train.micro_batch if fixed and config.train.micro_batch else EVALUATION_BATCH
+    size = config.train.piece if fixed else EVALUATION_BATCH
 
     def run(encoder: nn.Module) -> dict[str, float]:
-        place = context.rank, context.world
-        batches = evaluation_batches(manifest, config.data, rank=place[0], world=place[1], batch=size, fixed=fixed)
+        batches = evaluation_batches(manifest, config.data, rank=context.rank, world=context.world, batch=size, fixed=fixed)
         found = evaluate(encoder, batches, plain(context.device, dtype), reproducible=fixed)
         return {f"val/{name}": value for name, value in found.items()}
 

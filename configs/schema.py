@@ -153,12 +153,17 @@ class Train(Section):
                 "reproducible: true needs train.micro_batch, the number of records that are always computed together; "
                 "16 to 64 are usual, and no more workers than data.batch / train.micro_batch can share a batch"
             )
-        if self.reproducible and self.precision == "fp64":
+        if self.reproducible and self.precision not in ("fp32", "bf16"):
             raise ValueError(
-                "reproducible: true adds up in float64, which is exact for terms of fp32 and bf16, not of fp64; "
-                "use train.precision fp32, or fp64 without reproducible (runs then agree to about 1e-8)"
+                f"reproducible: true adds up in float64, which is exact for terms of fp32 and bf16, not of {self.precision}; "
+                "use train.precision fp32 or bf16, or leave reproducible out (runs in fp64 then agree to about 1e-8)"
             )
         return self
+
+    @property
+    def piece(self) -> int:
+        """Records that no two workers share: those of a micro-batch when it must be the same anywhere, else 1."""
+        return self.micro_batch if self.reproducible and self.micro_batch is not None else 1
 
 
 class Cluster(Section):
@@ -221,11 +226,11 @@ class RunConfig(Section):
             raise ValueError(f"cluster.workers {world} is more than the {units} units of a batch; lower it or raise data.batch")
         if self.train.micro_batch is not None and k is not None and self.train.micro_batch % k:
             raise ValueError(f"train.micro_batch {self.train.micro_batch} is not a multiple of data.per_class {k}")
-        pieces = math.ceil(batch / self.train.micro_batch) if self.train.reproducible and self.train.micro_batch else units
-        if world > pieces:
+        pieces = math.ceil(batch / self.train.piece)
+        if self.train.reproducible and world > pieces:
             raise ValueError(
-                f"cluster.workers {world} is more than the {pieces} pieces of train.micro_batch {self.train.micro_batch} in "
-                f"data.batch {batch}, which train.reproducible never splits; lower one of the first two"
+                f"cluster.workers {world} cannot share data.batch {batch}: train.reproducible splits none of its {pieces} "
+                f"pieces of train.micro_batch {self.train.micro_batch}; lower train.micro_batch or cluster.workers"
             )
         return self
 
