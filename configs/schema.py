@@ -150,14 +150,10 @@ class Train(Section):
     def _can_be_reproducible(self) -> Train:
         if self.reproducible and self.micro_batch is None:
             raise ValueError(
-                "reproducible: true needs train.micro_batch, the number of records that are always computed together; "
-                "16 to 64 are usual, and no more workers than data.batch / train.micro_batch can share a batch"
+                "reproducible: true needs train.micro_batch, records that no two workers share (16 to 64 are usual)"
             )
         if self.reproducible and self.precision not in ("fp32", "bf16"):
-            raise ValueError(
-                f"reproducible: true adds up in float64, which is exact for terms of fp32 and bf16, not of {self.precision}; "
-                "use train.precision fp32 or bf16, or leave reproducible out (runs in fp64 then agree to about 1e-8)"
-            )
+            raise ValueError(f"reproducible: true is for train.precision fp32 and bf16, not {self.precision}; set one of them")
         return self
 
     @property
@@ -226,11 +222,10 @@ class RunConfig(Section):
             raise ValueError(f"cluster.workers {world} is more than the {units} units of a batch; lower it or raise data.batch")
         if self.train.micro_batch is not None and k is not None and self.train.micro_batch % k:
             raise ValueError(f"train.micro_batch {self.train.micro_batch} is not a multiple of data.per_class {k}")
-        pieces = math.ceil(batch / self.train.piece)
-        if self.train.reproducible and world > pieces:
+        if self.train.reproducible and world > math.ceil(batch / self.train.piece):
             raise ValueError(
-                f"cluster.workers {world} cannot share data.batch {batch}: train.reproducible splits none of its {pieces} "
-                f"pieces of train.micro_batch {self.train.micro_batch}; lower train.micro_batch or cluster.workers"
+                f"cluster.workers {world} cannot share data.batch {batch} in pieces of train.micro_batch {self.train.piece}, "
+                "which train.reproducible never splits; lower train.micro_batch or cluster.workers"
             )
         return self
 
