@@ -50,7 +50,7 @@ CASES = {
     ),
     "semi-hard triplets": Case({"name": "triplet", "miner": "semi_hard", "normalize": False}, 1, 40, 8, {}),
     "sup_con in bf16": Case({"name": "sup_con"}, 1, 40, 4, {"precision": "bf16"}),
-    "class centres": Case({"name": "arcface", "sub_centers": 2, "scale": 16.0}, 1, 35, 7, {}),
+    "class centres": Case({"name": "arcface", "sub_centers": 2, "scale": 16.0}, 1, 35, 5, {}),
     "given pairs": Case({"name": "contrastive", "margin": 0.9}, 2, 20, 4, {}, matching=True),
 }
 Curve = list[tuple[float, float]]
@@ -160,7 +160,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tup
     return folder, found
 
 
-@pytest.mark.parametrize(("world", "names"), [(2, list(CASES)), (5, [next(iter(CASES)), "class centres"])])
+@pytest.mark.parametrize(("world", "names"), [(2, list(CASES)), (5, ["class centres", "given pairs"])])
 def test_every_loss_and_the_weights_are_those_of_one_process_bit_for_bit(world: int, names: list[str], alone: Any) -> None:
     folder, expected = alone
     assert all(len(curve) == STEPS and curve[0] != curve[-1] for curve, _ in expected.values())
