@@ -64,6 +64,7 @@ def check(config: RunConfig, histories: Sequence[History] | None = None) -> Fact
     _try_objective(config, manifest, objective, encoder)
     _check_encoder(config, encoder)
     _check_eval_vectors(config, int(encoder.dim))  # type: ignore[arg-type]
+    _check_shards(config)
     parameters = sum(p.numel() for p in encoder.parameters())
     _check_disk(config, parameters)
     units = config.data.batch // (config.data.per_class or 1)
@@ -164,6 +165,14 @@ def _check_encoder(config: RunConfig, encoder: nn.Module) -> None:
         )
 
 
+def _check_shards(config: RunConfig) -> None:
+    if config.train.reproducible and any(part.options.get("shard") is True for part in config.loss):
+        raise ValueError(
+            "loss.shard: with train.reproducible every worker computes the whole loss, so none can hold a share of the "
+            "centres; leave shard out, or set train.reproducible to false"
+        )
+
+
 def _try_objective(config: RunConfig, manifest: Manifest, objective: nn.Module, encoder: nn.Module) -> None:
     """Let the loss see a few records of this very data: one that needs pairs, classes or targets says so now."""
     size = min(config.data.batch, 16 * (config.data.per_class or 1))
@@ -199,7 +208,8 @@ def _memory(config: RunConfig, manifest: Manifest, encoder: nn.Module, parameter
         records = min(records, config.train.micro_batch)
     size = 8 if config.train.precision == "fp64" else 4
     activations = _saved_bytes(encoder, config.data.image_size) * records * images_per_record * size // 4
-    return 4 * parameters * size + activations
+    sums = 16 if config.train.reproducible else 0  # of gradients in float64, before and after the all-reduce
+    return (4 * size + sums) * parameters + activations
 
 
 def _saved_bytes(encoder: nn.Module, image_size: int) -> int:

@@ -60,6 +60,7 @@ def conclude(config: RunConfig, folder: RunFolder, facts: Facts, tracker: Tracke
         "stopped_early": steps < facts.steps,
         "before": before,
         "metrics": after,
+        "weights": _weights(folder),
         "wall_s": time.time() - started,
         "mlflow_run_id": None if tracker is None else tracker.run_id,
         "model": None if registered is None else registered.uri,
@@ -99,6 +100,8 @@ def describe(result: dict[str, Any]) -> str:
     if result["model"] is not None:
         kept = "" if result["promoted"] else "  (an earlier version is better and keeps the alias)"
         lines.append(f"model       {result['model']}{kept}")
+    if result.get("weights") is not None:
+        lines.append(f"weights     {result['weights']}")
     lines.append(f"report      {result['report']}")
     return "\n".join(lines)
 
@@ -111,6 +114,12 @@ def trained_encoder(config: RunConfig, folder: RunFolder) -> nn.Module:
     encoder = build_encoder(config.encoder, config.data.image_size)
     state.load_weights(encoder, saved.path / ("average.safetensors" if config.train.ema else "encoder.safetensors"))
     return encoder.eval()
+
+
+def _weights(folder: RunFolder) -> str | None:
+    """The hash of the final weights of a reproducible run."""
+    rows = list(read_lines(folder.hashes))
+    return rows[-1]["weights"] if rows else None
 
 
 def _metrics(folder: RunFolder) -> tuple[dict[str, float], dict[str, float]]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -75,11 +76,11 @@ def _plain(label: str, unit: str) -> Callable[..., None]:
 
 
 @contextmanager
-def following(metrics: Path, steps: int) -> Iterator[None]:
-    """Shows a run's steps, loss and recall as its metrics.jsonl grows."""
+def following(metrics: Path, hashes: Path, steps: int) -> Iterator[None]:
+    """Shows a run's steps, loss and recall as its metrics.jsonl grows, and its weights' hashes as hashes.jsonl does."""
     done = threading.Event()
     with bar("training", "steps") as report:
-        thread = threading.Thread(target=_follow, args=(metrics, steps, report, done), daemon=True)
+        thread = threading.Thread(target=_follow, args=(metrics, hashes, steps, report, done), daemon=True)
         thread.start()
         try:
             yield
@@ -88,22 +89,37 @@ def following(metrics: Path, steps: int) -> Iterator[None]:
             thread.join(2)
 
 
-def _follow(metrics: Path, steps: int, report: Callable[..., None], done: threading.Event) -> None:
-    offset, seen = 0, {"loss": "", "recall": ""}
+def _follow(metrics: Path, hashes: Path, steps: int, report: Callable[..., None], done: threading.Event) -> None:
+    seen = {"loss": "", "recall": ""}
+    numbers, weights = _Tail(metrics), _Tail(hashes)
     while True:
         ending = done.wait(0.5)
-        if metrics.exists():
-            with metrics.open("rb") as file:
-                file.seek(offset)
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break
-                    offset += len(line)
-                    row = json.loads(line)
-                    if "train/loss" in row:
-                        seen["loss"] = f"loss {row['train/loss']:.3f} · {row.get('train/images_per_s', 0):.0f} images/s"
-                    if "val/recall_at_1" in row:
-                        seen["recall"] = f"recall@1 {row['val/recall_at_1']:.3f}"
-                    report(row["step"], steps, " · ".join(filter(None, seen.values())))
+        for row in numbers.read():
+            if "train/loss" in row:
+                seen["loss"] = f"loss {row['train/loss']:.3f} · {row.get('train/images_per_s', 0):.0f} images/s"
+            if "val/recall_at_1" in row:
+                seen["recall"] = f"recall@1 {row['val/recall_at_1']:.3f}"
+            report(row["step"], steps, " · ".join(filter(None, seen.values())))
+        for row in weights.read():
+            say(f"step {row['step']}: weights {row['weights']}")
         if ending:
             return
+
+
+class _Tail:
+    """The objects of a JSONL file, each once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset = path, 0
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Those added since the last call; a line that is not whole yet waits for the next."""
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                self._offset += len(line)
+                yield json.loads(line)

@@ -65,7 +65,7 @@ def train(
         if tracker is not None:
             tracker.start()
         _announce(config, facts, local=local, address=address)
-        with following(folder.metrics, facts.steps):
+        with following(folder.metrics, folder.hashes, facts.steps):
             launch.run(job, local=local, address=address)
         result = conclude(config, folder, facts, tracker, started=started)
         status = "FINISHED"

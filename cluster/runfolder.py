@@ -1,11 +1,13 @@
 """The folder of a run: the one place where workers, driver and tools meet.
 
-config.yaml  metrics.jsonl  attempts.jsonl  quarantine.jsonl  checkpoints/  init.safetensors  export/  report/  result.json
+config.yaml  metrics.jsonl  attempts.jsonl  quarantine.jsonl  hashes.jsonl  checkpoints/  init.safetensors  export/  report/
+result.json
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -15,6 +17,8 @@ from typing import Any
 
 from configs.load import dump_config, load_config
 from configs.schema import RunConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,10 @@ class RunFolder:
     @property
     def quarantine(self) -> Path:
         return self.path / "quarantine.jsonl"
+
+    @property
+    def hashes(self) -> Path:
+        return self.path / "hashes.jsonl"
 
     @property
     def export(self) -> Path:
@@ -107,6 +115,18 @@ class MetricsFile:
             return
         append_line(self.path, {"step": step, "time": time.time(), **values})
         self.last = step
+
+
+def note_hash(path: Path, step: int, weights: str) -> None:
+    """Append the hash of a step's weights, once; warn when the step has been reached with others before."""
+    before = [row["weights"] for row in read_lines(path) if row["step"] == step]
+    if before and before[-1] != weights:
+        logger.warning(
+            "step %d: the weights are %s, but were %s before the restart: another kind of machine, or other libraries?",
+            *(step, weights, before[-1]),
+        )
+    if not before or before[-1] != weights:
+        append_line(path, {"step": step, "weights": weights})
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import time
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from cluster.context import RankContext
 from cluster.memory import memory_advice, out_of_memory
 from cluster.resume import identity
-from cluster.runfolder import MetricsFile, RunFolder, append_line, refuse_changes, write_atomically
+from cluster.runfolder import MetricsFile, RunFolder, append_line, note_hash, refuse_changes, write_atomically
 from configs.errors import Unrecoverable
 from configs.schema import RunConfig
 from pipelines import augment, growth
@@ -24,7 +25,7 @@ from pipelines.batch import Batch
 from pipelines.manifest import Manifest
 from pipelines.mixture import open_sources
 from pipelines.stream import Loader, evaluation_batches
-from trainer import collectives, state
+from trainer import collectives, reproducible, state
 from trainer.control import Control
 from trainer.encoders import build_encoder
 from trainer.evaluate import evaluate
@@ -56,7 +57,8 @@ def worker_main(context: RankContext, job: Job) -> None:
     """
     refuse_useless(job)
     try:
-        _train(context, job)
+        with reproducible.kernels() if job.config.train.reproducible else contextlib.nullcontext():
+            _train(context, job)
     except (ValueError, Unrecoverable) as error:
         raise _stop(job, str(error)) from error
     except (RuntimeError, MemoryError) as error:
@@ -112,6 +114,11 @@ def _train(context: RankContext, job: Job) -> None:
 
     def save(step: int, position: int) -> None:
         taken = state.snapshot(training)
+        if config.train.reproducible:
+            weights = reproducible.hash_of(taken.modules)
+            reproducible.refuse_unequal(weights, step, context.device)
+            if first:
+                note_hash(folder.hashes, step, weights)
         if first:
             state.save(
                 folder.checkpoints,
@@ -138,6 +145,7 @@ def _train(context: RankContext, job: Job) -> None:
         position=position,
         histories=job.histories,
         on_bad=functools.partial(append_line, folder.quarantine),
+        piece=config.train.piece,
     ) as stream:
         fit(config, training, stream, hooks, start=start, steps=job.steps)
 
@@ -164,7 +172,9 @@ def objective_for(config: RunConfig, manifest: Manifest, encoder: nn.Module) -> 
     classes = manifest.classes if manifest.kind == "labelled" else None
     groups = None if classes is None else torch.from_numpy(classes.groups)
     counts = None if classes is None else torch.from_numpy(classes.counts)
-    return build_objective(config.loss, dim=int(encoder.dim), groups=groups, counts=counts)  # type: ignore[arg-type]
+    # Every rank computes a reproducible loss whole, so it holds all class centres.
+    with collectives.alone() if config.train.reproducible else contextlib.nullcontext():
+        return build_objective(config.loss, dim=int(encoder.dim), groups=groups, counts=counts)  # type: ignore[arg-type]
 
 
 def augmented(config: RunConfig, dtype: torch.dtype) -> Callable[[Batch], Tensor]:
@@ -187,10 +197,12 @@ def evaluator(config: RunConfig, context: RankContext, dtype: torch.dtype) -> Ca
     if config.data.eval is None:
         return None
     manifest = Manifest.open(config.data.eval, cache=config.data.cache)
+    fixed = config.train.reproducible
+    size = config.train.piece if fixed else EVALUATION_BATCH
 
     def run(encoder: nn.Module) -> dict[str, float]:
-        batches = evaluation_batches(manifest, config.data, rank=context.rank, world=context.world, batch=EVALUATION_BATCH)
-        found = evaluate(encoder, batches, plain(context.device, dtype))
+        batches = evaluation_batches(manifest, config.data, rank=context.rank, world=context.world, batch=size, fixed=fixed)
+        found = evaluate(encoder, batches, plain(context.device, dtype), reproducible=fixed)
         return {f"val/{name}": value for name, value in found.items()}
 
     return run

@@ -166,7 +166,7 @@ class Train(Section):
         description="in place of steps; an epoch is as many records (units) as all sources hold together when the run starts",
     )
     micro_batch: Annotated[int, Field(ge=1)] | None = Field(None, description="records encoded at once (gradient cache)")
-    reproducible: Literal[False] = Field(False, description="bit-equal curves at any world size; not available yet")
+    reproducible: bool = Field(False, description="bit-equal curves at any world size, in pieces of micro_batch records")
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     channels_last: bool = Field(False, description="the encoder's kernels and images with channels last in memory")
     compile: bool = Field(False, description="torch.compile the encoder")
@@ -188,6 +188,21 @@ class Train(Section):
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of steps and epochs (set the other to null)")
         return self
+
+    @model_validator(mode="after")
+    def _can_be_reproducible(self) -> Train:
+        if self.reproducible and self.micro_batch is None:
+            raise ValueError(
+                "reproducible: true needs train.micro_batch, records that no two workers share (16 to 64 are usual)"
+            )
+        if self.reproducible and self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"reproducible: true is for train.precision fp32 and bf16, not {self.precision}; set one of them")
+        return self
+
+    @property
+    def piece(self) -> int:
+        """Records that no two workers share: those of a micro-batch when it must be the same anywhere, else 1."""
+        return self.micro_batch if self.reproducible and self.micro_batch is not None else 1
 
 
 class Cluster(Section):
@@ -250,6 +265,11 @@ class RunConfig(Section):
             raise ValueError(f"cluster.workers {world} is more than the {units} units of a batch; lower it or raise data.batch")
         if self.train.micro_batch is not None and k is not None and self.train.micro_batch % k:
             raise ValueError(f"train.micro_batch {self.train.micro_batch} is not a multiple of data.per_class {k}")
+        if self.train.reproducible and world > math.ceil(batch / self.train.piece):
+            raise ValueError(
+                f"cluster.workers {world} cannot share data.batch {batch} in pieces of train.micro_batch {self.train.piece}, "
+                "which train.reproducible never splits; lower train.micro_batch or cluster.workers"
+            )
         return self
 
     @model_validator(mode="after")
@@ -271,6 +291,8 @@ class RunConfig(Section):
         tree["encoder"].pop("checkpointing", None)  # computes the same twice
         if self.train.early_stop is not None:  # then the evaluations decide when the run ends
             tree["train"]["evaluate_every"] = self.train.evaluate_every
+        if self.train.reproducible:  # then also the roundings count
+            tree["train"] |= {"reproducible": True, "micro_batch": self.train.micro_batch}
         total = sum(source.weight for source in self.data.train)  # where the sources lie decides nothing
         tree["data"]["train"] = [{"share": s.weight / total, "namespace": s.namespace} for s in self.data.train]
         return tree

@@ -45,9 +45,13 @@ class MixedOrder:
             self._sources.append(_SourceOrder(part, data, seed=own, history=history, first_shard=first))
             first += len(part.sizes)
 
-    def slice(self, position: int, batch: int, rank: int = 0, world: int = 1) -> Slots:
-        """This rank's part of the positions [position, position + batch), sorted by source and then as Order sorts."""
-        first, last = batch * rank // world, batch * (rank + 1) // world
+    def slice(self, position: int, batch: int, rank: int = 0, world: int = 1, piece: int = 1) -> Slots:
+        """This rank's part of the positions [position, position + batch), sorted by source and then as Order sorts.
+
+        The sorted batch is cut between ranks only where `piece` positions end.
+        """
+        pieces = -(-batch // piece)
+        first, last = (min(batch, piece * (pieces * r // world)) for r in (rank, rank + 1))
         begins, ends = self._quotas.before([position, position + batch]).tolist()
         found: list[Slots] = []
         passed = 0

@@ -42,16 +42,21 @@ class Loader:
         position: int = 0,
         histories: Sequence[History] | None = None,
         on_bad: OnBad | None = None,
+        piece: int = 1,
     ) -> None:
         """`histories` of the sources; by default all that they hold, from the start.
 
+        `piece`: records (images with `per_class`) that are never split between ranks.
         Raises ValueError when the data cannot make such batches.
         """
         histories = begin(manifest) if histories is None else histories
         units_per_epoch(manifest, data, histories)  # refuses what is impossible
         self.units_per_batch = data.batch // (data.per_class or 1)
-        if not 0 <= rank < world <= self.units_per_batch:
-            raise ValueError(f"rank {rank} of {world} workers cannot have a share of {self.units_per_batch} units a batch")
+        self._piece = max(1, piece // (data.per_class or 1))
+        num_pieces = -(-self.units_per_batch // self._piece)
+        if not 0 <= rank < world <= num_pieces:
+            what = "units" if self._piece == 1 else f"pieces of {piece}"
+            raise ValueError(f"rank {rank} of {world} workers cannot have a share of {num_pieces} {what} a batch")
         self.position = position
         self._manifest, self._seed, self._rank, self._world = manifest, seed, rank, world
         self._units = data.per_class is not None
@@ -100,21 +105,29 @@ class Loader:
 
     def _planner(self, start: int) -> Callable[[], Plan]:
         # The order is asked here, in the consumer's thread: it is fast, and not made for several threads.
-        slots = self._order.slice(start, self.units_per_batch, self._rank, self._world)
+        slots = self._order.slice(start, self.units_per_batch, self._rank, self._world, self._piece)
         if self._units:
             return partial(plan_units, self._manifest, slots.epoch, slots.shard, slots.rows, slots.valid, seed=self._seed)
         return partial(plan_records, self._manifest, slots.epoch, slots.shard, slots.rows[:, 0], seed=self._seed)
 
 
 def evaluation_batches(
-    manifest: Manifest, data: Data, *, rank: int = 0, world: int = 1, batch: int = 256, on_bad: OnBad | None = None
+    manifest: Manifest,
+    data: Data,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    batch: int = 256,
+    on_bad: OnBad | None = None,
+    fixed: bool = False,
 ) -> Iterator[Batch]:
     """Every record once over all ranks, not augmented; every rank gets the same number of batches of the same size.
 
     The ranks' batches number b, one after the other, are the records [b * world * batch, (b + 1) * world * batch) in the
-    manifest's order; what is missing at the end is padding, with `valid` False and a `sample` of (0, -1, -1).
+    manifest's order; what is missing at the end is padding, with `valid` False and a `sample` of (0, -1, -1). Batches of a
+    small set are smaller, by the number of ranks, unless `fixed`.
     """
-    batch = min(batch, -(-manifest.num_samples // world))
+    batch = batch if fixed else min(batch, -(-manifest.num_samples // world))
     starts = range(0, manifest.num_samples, world * batch)
     plans = (partial(_plan_pass, manifest, start + rank * batch, batch) for start in starts)
     filler = Filler(manifest, data, Augment(), plans)

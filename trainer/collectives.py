@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+_alone = False
 
 
 def join(rank: int, world: int, store: Path, *, device: torch.device, timeout_s: float) -> None:
@@ -106,8 +108,19 @@ def from_first(value: Callable[[], T]) -> T:
     return box[0]  # type: ignore[return-value]
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """While this lasts the functions here act as with one process: for what every rank computes whole, alike."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
 def _on() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return not _alone and dist.is_available() and dist.is_initialized()
 
 
 def _padded(rows: Tensor, length: int) -> Tensor:

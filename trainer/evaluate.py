@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from trainer import collectives
 from trainer.frozen import with_frozen
 from trainer.metrics import means, retrieval_sums
 
+QUERIES = 1024  # searched together where sums must not depend on the number of ranks
+
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
@@ -24,17 +27,40 @@ class Embedded:
     sample: Tensor
 
 
-def evaluate(encoder: nn.Module, batches: Iterable[Batch], prepare: Callable[[Batch], Tensor]) -> dict[str, float]:
+def evaluate(
+    encoder: nn.Module, batches: Iterable[Batch], prepare: Callable[[Batch], Tensor], *, reproducible: bool = False
+) -> dict[str, float]:
     """Recall@k and MAP@R of self-retrieval over all valid images of all ranks. Collective: every rank calls it.
 
-    `prepare` turns a batch into float images on the encoder's device.
+    `prepare` turns a batch into float images on the encoder's device. `reproducible`: to the last bit on any number of
+    ranks, when the batches are alike on any.
     """
     gallery = gather(embed(encoder, batches, prepare))
+    if reproducible:
+        return means(_sums_by_blocks(gallery))
     size, rank, world = gallery.group.shape[0], collectives.rank(), collectives.world()
     queries = torch.arange(size * rank // world, size * (rank + 1) // world, device=gallery.group.device)
-    sums = retrieval_sums(gallery.vectors[queries], gallery.group[queries], queries, gallery.vectors, gallery.group)
+    sums = retrieval_sums(*_queries(gallery, queries))
     summed = collectives.total(torch.stack(list(sums.values())).to(queries.device))
     return means(dict(zip(sums, summed.cpu(), strict=True)))
+
+
+def _sums_by_blocks(gallery: Embedded) -> dict[str, Tensor]:
+    """`retrieval_sums` over all queries, added up in their order. Collective: every rank calls it."""
+    device = gallery.group.device
+    blocks = torch.split(torch.arange(len(gallery.group), device=device), QUERIES)
+    world = collectives.world()
+    borders = [len(blocks) * r // world for r in range(world + 1)]
+    found, names = [], list(retrieval_sums(*_queries(gallery, blocks[0][:0])))
+    for block in blocks[borders[collectives.rank()] : borders[collectives.rank() + 1]]:
+        found.append(torch.stack(list(retrieval_sums(*_queries(gallery, block)).values())))
+    mine = torch.stack(found) if found else torch.zeros((0, len(names)), dtype=torch.float64)
+    every = collectives.gather(mine.to(device), [end - first for first, end in itertools.pairwise(borders)])
+    return dict(zip(names, every.cpu().sum(0), strict=True))
+
+
+def _queries(gallery: Embedded, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return gallery.vectors[rows], gallery.group[rows], rows, gallery.vectors, gallery.group
 
 
 def gather(mine: Embedded) -> Embedded:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from configs.schema import RunConfig
 from pipelines.batch import Batch
-from trainer import collectives
+from trainer import collectives, reproducible
 from trainer.backward import backward, encode, pieces_of
 from trainer.optim import set_rate
 from trainer.schedules import learning_rate
@@ -53,7 +53,9 @@ def fit(config: RunConfig, training: Training, stream: Stream, hooks: Hooks, *, 
     settings, control = config.train, training.control
     if control.ended:
         return
-    encoder, objective = collectives.data_parallel(training.encoder), training.objective
+    encoder, objective = training.encoder, training.objective
+    if not settings.reproducible:
+        encoder = collectives.data_parallel(encoder)
     autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.precision)
     parameters = [p for group in training.optimizer.param_groups for p in group["params"]]
     device = parameters[0].device
@@ -67,14 +69,21 @@ def fit(config: RunConfig, training: Training, stream: Stream, hooks: Hooks, *, 
         batch = next(stream)
         pieces = pieces_of(batch, settings.micro_batch)  # read on the host, before the batch leaves it
         batch = batch.pin().to(device) if device.type == "cuda" else batch
-        images = hooks.prepare(batch)
         due = [step % every == 0 or step == steps for every in (settings.log_every, settings.evaluate_every)]
         keep = step % settings.checkpoint_every == 0 or step == steps
-        extra: dict[str, Any] = {"step": step, "with_stats": due[0], "scale": control.loss_scale}
-        if training.keys is not None:
-            extra["keys"] = encode(training.keys.module, images, pieces, autocast)
-        loss, stats = backward(encoder, objective, images, batch, pieces=pieces, autocast=autocast, **extra)
-        control.unscale_(parameters)
+        keys = None if training.keys is None else training.keys.module
+        if settings.reproducible:
+            assert pieces is not None
+            parts = reproducible.prepared(batch, pieces, hooks.prepare)
+            about = reproducible.Step(step, config.seed, autocast, with_stats=due[0])
+            loss, stats = reproducible.backward(encoder, objective, parts, batch, about, keys=keys)
+        else:
+            images = hooks.prepare(batch)
+            extra: dict[str, Any] = {"step": step, "with_stats": due[0], "scale": control.loss_scale}
+            if keys is not None:
+                extra["keys"] = encode(keys, images, pieces, autocast)
+            loss, stats = backward(encoder, objective, images, batch, pieces=pieces, autocast=autocast, **extra)
+            control.unscale_(parameters)
         norm = clip_(parameters, objective, config.optim.clip_norm)
         accepted = control.accept(step, loss, norm, look=due[0] or keep)
         if accepted:

@@ -86,7 +86,9 @@ def test_wrong_arguments(nearfar: Nearfar, tmp_path: Path, arguments: list[str],
         ("encoder.freeze=[bodi]", ["encoder.freeze", "bodi"]),
         ("encoder={name: transformers, path: /nowhere}", ["transformers"]),
         ("train.steps=0", ["train.steps"]),
-        ("train.reproducible=true", ["train.reproducible"]),
+        ("train.reproducible=true", ["reproducible", "train.micro_batch"]),
+        ("train={steps: 50, reproducible: true, micro_batch: 4, precision: fp64}", ["reproducible", "fp64", "fp32"]),
+        ("train={steps: 50, reproducible: true, micro_batch: 32}", ["cluster.workers 2", "train.micro_batch 32"]),
         ("tracking.uri=file:///tmp/x", ["tracking.uri"]),
         ("tracking.promote.metric=recall", ["recall_at_1"]),
         ("tracking.register=a/b", ["tracking.register"]),
@@ -100,6 +102,12 @@ def test_wrong_settings(
     local = ["--local"] if command == "train" else []
     assert_refused(nearfar(command, config_file, *local, "--set", setting), *words)
     assert not (tmp_path / "runs").exists()
+
+
+def test_centres_spread_over_workers_cannot_be_reproducible(nearfar: Nearfar, config_file: Path) -> None:
+    settings = ["train={steps: 50, reproducible: true, micro_batch: 4}", "loss={name: arcface, shard: true}"]
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    assert_refused(nearfar("check", config_file, *arguments), "loss.shard", "train.reproducible")
 
 
 def test_gpus_where_there_are_none(nearfar: Nearfar, config_file: Path, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ class ConvNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Float images [n, 3, S, S] in [0, 1] to unit vectors [n, dim]."""
         pixels = ((images - 0.7) / 0.35).contiguous(memory_format=torch.channels_last)
-        features = F.adaptive_avg_pool2d(self.body(pixels), self.grid)  # [n, C, grid, grid]
+        features = _pooled(self.body(pixels), self.grid)  # [n, C, grid, grid]
         return unit(self.head(features.flatten(1)))
 
 
@@ -80,6 +80,15 @@ class Norm(nn.GroupNorm):
             # torch 2.13 on CPUs: its backward crashes on a channels-last input that needs no gradient.
             x = x.detach().requires_grad_()
         return super().forward(x)
+
+
+def _pooled(features: Tensor, grid: int) -> Tensor:
+    """Means over grid x grid areas of [n, C, H, W]."""
+    if not torch.are_deterministic_algorithms_enabled():
+        return F.adaptive_avg_pool2d(features, grid)
+    # Its backward adds in no fixed order on GPUs; two matrix products do.
+    down, across = (F.adaptive_avg_pool1d(torch.eye(size).to(features), grid) for size in features.shape[2:])  # [H, grid]
+    return down.T @ features.contiguous() @ across
 
 
 def _norm(width: int) -> nn.GroupNorm:
