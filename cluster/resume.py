@@ -31,8 +31,8 @@ def refuse_other(saved: Saved, config: RunConfig) -> None:
     Settings that were not there yet when it was written count as left at their default.
     """
     known, defaults = flat(saved.identity), flat(_DEFAULTS.identity())
-    before = {**{key: value for key, value in defaults.items() if key not in known}, **known}
-    refuse_changes(saved.location, before, identity(config))
+    new = {key: value for key, value in defaults.items() if not any(key == k or key.startswith(f"{k}.") for k in known)}
+    refuse_changes(saved.location, {**new, **known}, identity(config))
 
 
 def _refuse_elsewhere(config: RunConfig, folder: RunFolder, store: Store) -> None:

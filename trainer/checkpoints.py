@@ -79,10 +79,11 @@ def save(store: Store | Path, taken: Snapshot, about: About, *, keep: int, best_
         with store.publish(about.name) as folder:
             _write(folder, taken, about)
     except (OSError, RuntimeError, SafetensorError) as error:
-        told = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        if _is_full(error):
-            raise Unrecoverable(f"cannot write the checkpoint {where}: {told}; free some space; older ones stay") from error
-        raise RuntimeError(f"cannot write the checkpoint {where}: {told}; older ones stay") from error
+        cause = _cause(error)
+        told = f"cannot write the checkpoint {where}: {getattr(cause, 'strerror', None) or str(cause).splitlines()[0]}"
+        if _is_full(cause):
+            raise Unrecoverable(f"{told}; free some space; older ones stay") from error
+        raise RuntimeError(f"{told}; older ones stay") from error
     try:
         _prune(store, about.step, keep, best_by)
     except (OSError, RuntimeError) as error:
@@ -93,7 +94,8 @@ def _write(folder: Path, taken: Snapshot, about: About) -> None:
     for name, state in {**taken.modules, "random": taken.random}.items():
         tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
         save_file(tensors, folder / f"{name}.safetensors")
-    torch.save(taken.optimizer, folder / "optimizer.pt")
+    with (folder / "optimizer.pt").open("wb") as file:  # of a file that torch opens itself, no OSError comes back
+        torch.save(taken.optimizer, file)
     files = {path.name: _checksum(path) for path in sorted(folder.iterdir())}
     told = {"version": VERSION, "step": about.step, "position": about.position, "identity": about.identity}
     told |= {"sources": list(about.sources), "metric": dict(about.metric), "files": files}
@@ -101,10 +103,18 @@ def _write(folder: Path, taken: Snapshot, about: About) -> None:
     (folder / MANIFEST).write_text(json.dumps({**told, "checksum": _checksum_of(told)}, indent=1))
 
 
-def _is_full(error: Exception) -> bool:
-    # safetensors and torch tell what the system said in words only.
-    words = ("No space left", "os error 28", "os error 122", "file write failed", "PytorchStreamWriter failed")
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(word in str(error) for word in words)
+def _cause(error: BaseException) -> BaseException:
+    """What the system said; torch raises something else on top of it."""
+    below: BaseException | None = error
+    while below is not None and not isinstance(below, OSError):
+        below = below.__context__
+    return below or error
+
+
+def _is_full(cause: BaseException) -> bool:
+    if isinstance(cause, OSError):
+        return cause.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "os error 28" in str(cause) or "os error 122" in str(cause)  # safetensors only cites it
 
 
 def _prune(store: Store, newest: int, keep: int, best_by: str | None) -> None:

@@ -25,7 +25,8 @@ def gathered(device: torch.device) -> dict[str, Tensor]:
 
 def restore(states: Mapping[str, Tensor], device: torch.device) -> None:
     """Set this rank's generators to what `gathered` gave."""
-    mine = {name: every[collectives.rank() % len(every)].contiguous() for name, every in states.items()}
+    # Copied: given a view into a larger tensor, torch reads from where that begins, and beyond its end.
+    mine = {name: every[collectives.rank() % len(every)].clone() for name, every in states.items()}
     if "cpu" in mine:
         torch.set_rng_state(mine["cpu"])
     if "cuda" in mine and device.type == "cuda":

@@ -55,9 +55,18 @@ def restore(saved: Saved, training: Training) -> None:
     with saved.store.fetched(saved.name, "optimizer.pt") as path:
         state = torch.load(path, map_location="cpu", weights_only=True)
     training.optimizer.load_state_dict(own_optimizer(training.optimizer, training.objective, state))
+    _lay_out(training.optimizer)
     if "random.safetensors" in saved.files:
         with saved.store.fetched(saved.name, "random.safetensors") as path:
             random_state.restore(load_file(path), training.device)
+
+
+def _lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Give every moment its parameter's strides: fused kernels go through both as they lie in memory, whatever the shapes."""
+    for parameter, held in optimizer.state.items():
+        for name, moment in held.items():
+            if isinstance(moment, Tensor) and moment.shape == parameter.shape and moment.stride() != parameter.stride():
+                held[name] = torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
 
 
 def load_module(saved: Saved, name: str, module: nn.Module) -> None:

@@ -73,5 +73,5 @@ class HostCopy:
     def _tensor(self, place: tuple[Any, ...], found: Tensor) -> Tensor:
         held = self._held.get(place)
         if held is None or held.shape != found.shape or held.dtype != found.dtype:
-            held = self._held[place] = torch.empty(found.shape, dtype=found.dtype, pin_memory=found.is_cuda)
+            held = self._held[place] = torch.empty_like(found, device="cpu", pin_memory=found.is_cuda)
         return held.copy_(found, non_blocking=True)
