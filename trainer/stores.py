@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -14,9 +15,9 @@ from typing import Any, Protocol, TypeVar
 
 import fsspec.core
 
-from pipelines.urls import retried
-
 MANIFEST = "state.json"  # of a checkpoint: whoever sees it sees all the files it names
+TRIES = 3
+PAUSE_S = 0.5  # before the second try, twice that before the third
 _NAME = re.compile(r"step-(\d{8,})")
 T = TypeVar("T")
 
@@ -157,18 +158,19 @@ class UrlStore:
         self._asked(put)
 
     def _asked(self, question: Callable[[Any, str], T]) -> T:
-        def ask(fresh: bool) -> T:
-            fs, root = fsspec.core.url_to_fs(self.location, skip_instance_cache=fresh)
-            return question(fs, root.rstrip("/"))
-
-        try:
-            return retried(ask)
-        except OSError:
-            raise
-        except (ImportError, ValueError) as error:
-            raise ValueError(f"{self.location} cannot be opened: {error}") from error
-        except Exception as error:  # every file system has its own kinds
-            raise OSError(f"{self.location}: {type(error).__name__}: {error}") from error
+        for attempt in range(TRIES):
+            try:
+                fs, root = fsspec.core.url_to_fs(self.location, skip_instance_cache=attempt > 0)  # again: a new connection
+                return question(fs, root.rstrip("/"))
+            except FileNotFoundError:  # an answer too
+                raise
+            except (ImportError, ValueError) as error:
+                raise ValueError(f"{self.location} cannot be opened: {error}") from error
+            except Exception as error:  # every file system has its own kinds
+                if attempt == TRIES - 1:
+                    raise OSError(f"{self.location}: {TRIES} tries failed: {type(error).__name__}: {error}") from error
+                time.sleep(PAUSE_S * 2**attempt)
+        raise AssertionError("unreachable")
 
 
 def _ordered(names: Iterable[str]) -> list[str]:
