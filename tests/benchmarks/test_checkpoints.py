@@ -17,7 +17,7 @@ from pipelines.mixture import open_sources
 from tests.benchmarks.measure import FULL, table
 
 pytestmark = pytest.mark.benchmark
-STEPS, ROUNDS = (501, 3) if FULL else (101, 1)
+STEPS, ROUNDS = (501, 3) if FULL else (101, 2)
 
 
 def seconds(config_file: Path, every: int) -> tuple[float, float, int]:
