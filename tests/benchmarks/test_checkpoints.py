@@ -22,7 +22,12 @@ STEPS, ROUNDS = (501, 3) if FULL else (101, 2)
 
 def seconds(config_file: Path, every: int) -> tuple[float, float, int]:
     """(of all steps but the first, of them waited for checkpoints, bytes of a checkpoint)."""
-    settings = [f"name=run-{uuid.uuid4().hex[:8]}", f"train.checkpoint_every={every}", f"train.steps={STEPS}", "cluster.workers=1"]
+    settings = [
+        f"name=run-{uuid.uuid4().hex[:8]}",
+        f"train.checkpoint_every={every}",
+        f"train.steps={STEPS}",
+        "cluster.workers=1",
+    ]
     settings += ["data.eval=null", "train.precision=fp32", "loss={name: info_nce}", "train.ema=0.99", "train.momentum=0"]
     settings += ["encoder={name: convnet, dim: 128, patch: 2, widths: [32, 128], blocks: 1, grid: 2}"]
     config = absolute(load_config(config_file, settings))
