@@ -187,16 +187,20 @@ def _try_objective(config: RunConfig, manifest: Manifest, objective: nn.Module, 
 
 
 def _check_disk(config: RunConfig, parameters: int) -> None:
-    folder = Path(config.cluster.storage).expanduser().absolute()
+    place = config.cluster.checkpoints or config.cluster.storage
+    if "://" in place:
+        return
+    folder = Path(place).expanduser().absolute()
     while not folder.exists():
         folder = folder.parent
     copies = 4 if config.train.ema else 3
     size = 8 if config.train.precision == "fp64" else 4
-    needed, free = parameters * size * copies * (config.train.keep + 1), shutil.disk_usage(folder).free
+    kept = config.train.keep + config.train.keep_best + 1  # and the one that is being written
+    needed, free = parameters * size * copies * kept, shutil.disk_usage(folder).free
     if needed > free:
         raise RuntimeError(
-            f"cluster.storage: {folder} has {free / 1e9:.1f} GB free, {config.train.keep + 1} checkpoints need "
-            f"{needed / 1e9:.1f} GB; free some, lower train.keep or name another disk"
+            f"cluster.{'checkpoints' if config.cluster.checkpoints else 'storage'}: {folder} has {free / 1e9:.1f} GB free, "
+            f"{kept} checkpoints need {needed / 1e9:.1f} GB; free some, lower train.keep or name another disk"
         )
 
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cluster import attempts
 from cluster.worker import Job, forget, refuse_useless, worker_main
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ def _run_local(job: Job) -> None:
             return
         except RuntimeError as error:
             refuse_useless(job)
+            attempts.ended(job.run, str(error), sure=True)
             if failures == job.config.cluster.max_failures:
                 raise RuntimeError(f"the workers failed {failures + 1} times; the last time: {error}") from error
             logger.warning("the workers failed and start again from the last checkpoint: %s", error)

@@ -22,7 +22,7 @@ from configs.schema import Data, RunConfig
 from pipelines.decode import decode
 from pipelines.geometry import place, whole
 from pipelines.mixture import open_sources, parts_of
-from trainer import state
+from trainer import checkpoints, state
 from trainer.encoders import build_encoder
 from trainer.export import export_encoder, load_exported, parity
 from trainer.report.data import ReportData
@@ -108,11 +108,12 @@ def describe(result: dict[str, Any]) -> str:
 
 def trained_encoder(config: RunConfig, folder: RunFolder) -> nn.Module:
     """The (averaged) encoder of the newest checkpoint, in float32 on the CPU, in eval mode."""
-    saved = state.newest(folder.checkpoints)
+    store = folder.checkpoints(config)
+    saved = checkpoints.newest(store)
     if saved is None:
-        raise RuntimeError(f"{folder.checkpoints} holds no complete checkpoint; train again with --resume")
+        raise RuntimeError(f"{store.location} holds no complete checkpoint; train again with --resume")
     encoder = build_encoder(config.encoder, config.data.image_size)
-    state.load_weights(encoder, saved.path / ("average.safetensors" if config.train.ema else "encoder.safetensors"))
+    state.load_module(saved, "average" if config.train.ema else "encoder", encoder)
     return encoder.eval()
 
 

@@ -16,7 +16,8 @@ def absolute(config: RunConfig) -> RunConfig:
             "cache": None if config.data.cache is None else _absolute(config.data.cache),
         }
     )
-    cluster = config.cluster.model_copy(update={"storage": _absolute(config.cluster.storage)})
+    checkpoints = None if config.cluster.checkpoints is None else _absolute(config.cluster.checkpoints)
+    cluster = config.cluster.model_copy(update={"storage": _absolute(config.cluster.storage), "checkpoints": checkpoints})
     uri = config.tracking.uri
     if uri is not None and uri.startswith("sqlite:///"):
         uri = f"sqlite:///{_absolute(uri.removeprefix('sqlite:///'))}"

@@ -2,21 +2,46 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
-from cluster.runfolder import RunFolder, refuse_changes
+from cluster.runfolder import RunFolder, flat, refuse_changes
 from configs.registry import resolve
 from configs.schema import RunConfig
 from pipelines import growth
 from pipelines.growth import History
 from pipelines.manifest import ORDER_VERSION, Manifest
-from trainer import state
+from trainer import checkpoints
+from trainer.checkpoints import Saved
+from trainer.stores import Store
+
+_DEFAULTS = RunConfig.model_validate({"name": "defaults", "data": {"train": "."}, "train": {"steps": 1}})
+logger = logging.getLogger(__name__)
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
     """All that decides what a run computes, but for the data itself."""
     return {**config.identity(), "order_version": ORDER_VERSION}
+
+
+def refuse_other(saved: Saved, config: RunConfig) -> None:
+    """Raise ValueError when `saved` is of a run that computes something else.
+
+    Settings that were not there yet when it was written count as left at their default.
+    """
+    known, defaults = flat(saved.identity), flat(_DEFAULTS.identity())
+    new = {key: value for key, value in defaults.items() if not any(key == k or key.startswith(f"{k}.") for k in known)}
+    refuse_changes(saved.location, {**new, **known}, identity(config))
+
+
+def _refuse_elsewhere(config: RunConfig, folder: RunFolder, store: Store) -> None:
+    was = folder.config().cluster.checkpoints if folder.exists() else config.cluster.checkpoints
+    if was != config.cluster.checkpoints:
+        raise ValueError(
+            f"cluster.checkpoints: there is none in {store.location}; those of this run went to "
+            f"{was or folder.path / 'checkpoints'}: name that place again, or copy them first"
+        )
 
 
 def histories_of(
@@ -26,10 +51,15 @@ def histories_of(
 
     Raises ValueError that says what is not as it was.
     """
-    saved = state.newest(folder.checkpoints)
+    store = folder.checkpoints(config)
+    found = checkpoints.search(store)
+    for reason in found.skipped:
+        logger.warning("checkpoint passed over: %s", reason)
+    saved = found.saved
     if saved is None:
+        _refuse_elsewhere(config, folder, store)
         return growth.begin(manifest)
-    refuse_changes(str(saved.path), saved.identity, identity(config))
+    refuse_other(saved, config)
     before = [History.from_dict(source) for source in saved.sources]
     after = growth.follow(before, manifest, config.data, saved.position, accept=accept_new_data)
     _refuse_new_classes(config, before, after)

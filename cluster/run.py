@@ -7,7 +7,7 @@ import uuid
 from pathlib import Path
 from typing import Any, Literal
 
-from cluster import launch, warm
+from cluster import attempts, launch, warm
 from cluster.check import Facts, check, open_training
 from cluster.context import device_of
 from cluster.outcome import conclude
@@ -72,10 +72,12 @@ def train(
         return result
     except (KeyboardInterrupt, SystemExit) as interrupt:  # Ray answers Ctrl-C by leaving
         status = "KILLED"
+        attempts.ended(folder.path, "stopped by Ctrl-C", sure=True)
         raise KeyboardInterrupt from interrupt
     except Unrecoverable as error:
         raise JobFailed(f"run {config.name!r} stopped: {error}") from error
     except (RuntimeError, ValueError, OSError) as error:
+        attempts.ended(folder.path, str(error))
         raise JobFailed(f"run {config.name!r} failed: {error}\nafter mending it, continue with --resume") from error
     finally:
         if status != "FINISHED":

@@ -17,6 +17,7 @@ from typing import Any
 
 from configs.load import dump_config, load_config
 from configs.schema import RunConfig
+from trainer.stores import Store, open_store
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +32,10 @@ class RunFolder:
     def of(config: RunConfig) -> RunFolder:
         return RunFolder(Path(config.cluster.storage).expanduser().absolute() / config.name)
 
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+    def checkpoints(self, config: RunConfig) -> Store:
+        """Where this run's checkpoints are."""
+        elsewhere = config.cluster.checkpoints
+        return open_store(self.path / "checkpoints" if elsewhere is None else f"{elsewhere.rstrip('/')}/{config.name}")
 
     @property
     def metrics(self) -> Path:

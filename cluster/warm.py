@@ -14,7 +14,8 @@ from cluster.promotion import fluent
 from cluster.runfolder import RunFolder
 from cluster.store import environment, open_client, redact, tracking_uri
 from configs.schema import RunConfig
-from trainer import state
+from trainer import checkpoints
+from trainer.checkpoints import Saved
 
 REGISTERED = "models:/"
 
@@ -60,22 +61,24 @@ def _find(config: RunConfig) -> tuple[dict[str, Tensor], str]:
         return _exported(path), str(path)
     if (path / "state.json").exists():
         try:
-            saved = state.read(path)
+            saved = checkpoints.read(path.parent, path.name)
         except ValueError as error:
             raise ValueError(f"encoder.init: {error}") from error
         return _checkpoint(saved), str(path)
     run = RunFolder(path)
     if not run.exists():
         raise ValueError(f"encoder.init: {path} is no run folder, checkpoint or exported encoder; or give models:/NAME@ALIAS")
-    newest = state.newest(run.checkpoints)
+    store = run.checkpoints(run.config())
+    newest = checkpoints.newest(store)
     if newest is None:
-        raise ValueError(f"encoder.init: {run.checkpoints} holds no complete checkpoint")
+        raise ValueError(f"encoder.init: {store.location} holds no complete checkpoint")
     return _checkpoint(newest), f"{path}, step {newest.step}"
 
 
-def _checkpoint(saved: state.Saved) -> dict[str, Tensor]:
-    averaged = saved.path / "average.safetensors"
-    held: dict[str, Tensor] = load_file(averaged if averaged.exists() else saved.path / "encoder.safetensors")
+def _checkpoint(saved: Saved) -> dict[str, Tensor]:
+    file = "average.safetensors" if "average.safetensors" in saved.files else "encoder.safetensors"
+    with saved.store.fetched(saved.name, file) as path:
+        held: dict[str, Tensor] = load_file(path)
     return held
 
 

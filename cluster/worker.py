@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +14,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from cluster import attempts
 from cluster.context import RankContext
 from cluster.memory import memory_advice, out_of_memory
-from cluster.resume import identity
-from cluster.runfolder import MetricsFile, RunFolder, append_line, note_hash, refuse_changes, write_atomically
+from cluster.resume import refuse_other
+from cluster.runfolder import MetricsFile, RunFolder, append_line, write_atomically
+from cluster.saving import Saving
 from configs.errors import Unrecoverable
 from configs.schema import RunConfig
 from pipelines import augment, growth
@@ -25,7 +27,8 @@ from pipelines.batch import Batch
 from pipelines.manifest import Manifest
 from pipelines.mixture import open_sources
 from pipelines.stream import Loader, evaluation_batches
-from trainer import collectives, reproducible, state
+from trainer import checkpoints, collectives, reproducible, state
+from trainer.checkpoints import Saved
 from trainer.control import Control
 from trainer.encoders import build_encoder
 from trainer.evaluate import evaluate
@@ -33,6 +36,7 @@ from trainer.loop import Hooks, fit
 from trainer.objective import build_objective
 from trainer.optim import Average, build_optimizer
 from trainer.sharding import sharded_parameters
+from trainer.stores import Store
 from trainer.warm import start_from
 
 EVALUATION_BATCH = 256  # images a rank embeds at once; changes no result
@@ -62,14 +66,20 @@ def worker_main(context: RankContext, job: Job) -> None:
     except (ValueError, Unrecoverable) as error:
         raise _stop(job, str(error)) from error
     except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        raise _stop(job, memory_advice(job.config, error)) from error
+        if out_of_memory(error):
+            raise _stop(job, memory_advice(job.config, error)) from error
+        attempts.ended(job.run, f"rank {context.rank}: {type(error).__name__}: {error}")
+        raise
+    except Exception as error:
+        attempts.ended(job.run, f"rank {context.rank}: {type(error).__name__}: {error}")
+        raise
 
 
 def _stop(job: Job, reason: str) -> Unrecoverable:
     """The error, with its reason left for the driver and for ranks that are started again."""
-    write_atomically(_stop_file(job), reason)
+    attempts.ended(job.run, reason, sure=True)
+    with suppress(OSError):  # of a full disk
+        write_atomically(_stop_file(job), reason)
     return Unrecoverable(reason)
 
 
@@ -90,7 +100,6 @@ def _stop_file(job: Job) -> Path:
 
 def _train(context: RankContext, job: Job) -> None:
     config, folder = job.config, RunFolder(job.run)
-    first = context.rank == 0
     torch.manual_seed(config.seed)
     dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
     manifest = open_sources(config.data.train, config.data.cache)
@@ -98,45 +107,26 @@ def _train(context: RankContext, job: Job) -> None:
     training = build_training(config, manifest, context.device, dtype, init=folder.init if config.encoder.init else None)
     if config.train.compile:
         training.encoder.compile()  # in place: the names of the weights stay
-    saved = collectives.from_first(lambda: state.newest(folder.checkpoints))
+    store = folder.checkpoints(config)
+    saved = collectives.from_first(lambda: _begin(context, job, store))
     if saved is not None:
-        refuse_changes(str(saved.path), saved.identity, identity(config))
+        refuse_other(saved, config)
         state.restore(saved, training)
     else:
         own = sharded_parameters(training.objective)  # drawn alike on any number of ranks, each its rows
         shared = [p for p in training.objective.parameters() if p not in own]
         collectives.broadcast([*training.encoder.state_dict().values(), *shared])
     start, position = (saved.step, saved.position) if saved is not None else (0, 0)
-    if first:
-        row = {"time": time.time(), "world": context.world, "from_step": start, "device": str(context.device)}
-        append_line(folder.attempts, row)
-    metrics = MetricsFile(folder.metrics) if first else None
-
-    def save(step: int, position: int) -> None:
-        taken = state.snapshot(training)
-        if config.train.reproducible:
-            weights = reproducible.hash_of(taken.modules)
-            reproducible.refuse_unequal(weights, step, context.device)
-            if first:
-                note_hash(folder.hashes, step, weights)
-        if first:
-            state.save(
-                folder.checkpoints,
-                taken,
-                step=step,
-                position=position,
-                identity=identity(config),
-                keep=config.train.keep,
-                sources=[history.as_dict() for history in job.histories],
-            )
-
+    metrics = collectives.from_first(lambda: MetricsFile(folder.metrics))
+    sources = [history.as_dict() for history in job.histories]
+    saving = Saving(config, training, store, metrics, sources, hashes=folder.hashes)
     hooks = Hooks(
         prepare=augmented(config, dtype),
         evaluate=evaluator(config, context, dtype),
-        log=lambda step, values: metrics.append(step, values) if metrics is not None else None,
-        save=save,
+        log=saving.log,
+        save=saving.save,
     )
-    with Loader(
+    loader = Loader(
         manifest,
         config.data,
         seed=config.seed,
@@ -146,8 +136,28 @@ def _train(context: RankContext, job: Job) -> None:
         histories=job.histories,
         on_bad=functools.partial(append_line, folder.quarantine),
         piece=config.train.piece,
-    ) as stream:
+    )
+    with saving, loader as stream:
         fit(config, training, stream, hooks, start=start, steps=job.steps)
+
+
+def _begin(context: RankContext, job: Job, store: Store) -> Saved | None:
+    """The checkpoint to go on from, once what the last attempt left is put away and this one has its row."""
+    folder = RunFolder(job.run)
+    store.collect()
+    found = checkpoints.search(store)
+    if attempts.begun(folder, job.launch_id):  # at the first start the driver has told
+        for reason in found.skipped:
+            logger.warning("checkpoint passed over: %s", reason)
+    attempts.begin(
+        folder,
+        launch=job.launch_id,
+        world=context.world,
+        from_step=0 if found.saved is None else found.saved.step,
+        skipped=found.skipped,
+        more={"device": str(context.device)},
+    )
+    return found.saved
 
 
 def build_training(

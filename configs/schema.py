@@ -181,7 +181,8 @@ class Train(Section):
     log_every: Annotated[int, Field(ge=1)] = 10
     checkpoint_every: Annotated[int, Field(ge=1)] = 500
     evaluate_every: Annotated[int, Field(ge=1)] = 500
-    keep: Annotated[int, Field(ge=1)] = Field(3, description="checkpoints kept")
+    keep: Annotated[int, Field(ge=1)] = Field(3, description="newest checkpoints kept")
+    keep_best: bool = Field(True, description="also the checkpoint with the largest tracking.promote.metric, if evaluated")
 
     @model_validator(mode="after")
     def _one_length(self) -> Train:
@@ -211,8 +212,20 @@ class Cluster(Section):
     cpus_per_worker: Positive = 1
     max_failures: Annotated[int, Field(ge=0)] = 3
     storage: str = "runs"
+    checkpoints: str | None = Field(
+        None, description="other folder or URL (s3://...) for checkpoints; default: the run's folder"
+    )
     timeout_s: Positive = Field(300, description="no collective and no step may take longer")
     start_timeout_s: Positive = Field(120, description="longest wait for the workers to start")
+
+    @field_validator("storage")
+    @classmethod
+    def _on_a_disk(cls, storage: str) -> str:
+        if "://" in storage:
+            raise ValueError(
+                f"{storage!r} is a URL; name a folder that all nodes share, and give the URL to cluster.checkpoints"
+            )
+        return storage
 
 
 class Promote(Section):
@@ -303,5 +316,8 @@ _PACE = {
         *("train", "eval", "threads", "prefetch", "max_bad_fraction", "max_bad_shard_fraction", "max_pixels"),
         *("timeout_s", "io_threads", "block_mb", "cache", "cache_gb"),
     ),
-    "train": ("micro_batch", "reproducible", "log_every", "checkpoint_every", "evaluate_every", "keep", "max_skipped"),
+    "train": (
+        *("micro_batch", "reproducible", "log_every", "checkpoint_every", "evaluate_every", "keep", "keep_best"),
+        "max_skipped",
+    ),
 }

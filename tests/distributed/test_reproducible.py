@@ -16,8 +16,9 @@ from configs.errors import Unrecoverable
 from configs.schema import Part, RunConfig
 from pipelines.batch import NUM_DRAWS, Batch
 from tests.ranks import run_ranks
-from trainer import collectives, evaluate, reproducible, state
+from trainer import checkpoints, collectives, evaluate, reproducible, state
 from trainer.backward import backward
+from trainer.checkpoints import About
 from trainer.encoders import build_encoder
 from trainer.loop import Hooks, fit
 from trainer.objective import build_objective
@@ -132,7 +133,7 @@ def train(case: Case, folder: Path, start: int) -> tuple[Curve, str]:
     with reproducible.kernels():
         training = training_of(config)
         if start > 0:
-            state.restore(state.read(folder / f"step-{start:08d}"), training)
+            state.restore(checkpoints.read(folder, f"step-{start:08d}"), training)
 
         def log(step: int, values: dict[str, float]) -> None:
             curve.append((values["train/loss"], values["train/grad_norm"]))
@@ -140,7 +141,7 @@ def train(case: Case, folder: Path, start: int) -> tuple[Curve, str]:
         def save(step: int, position: int) -> None:
             taken = state.snapshot(training)
             if step == HALF and collectives.world() == 1:
-                state.save(folder, taken, step=step, position=position, identity={}, keep=1)
+                checkpoints.save(folder, taken, About(step, position, {}), keep=1)
 
         hooks = Hooks(prepare=prepare, evaluate=None, log=log, save=save)
         fit(config, training, Stream(case, start), hooks, start=start, steps=STEPS)

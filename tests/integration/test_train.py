@@ -72,10 +72,13 @@ def assert_same_curve(result: dict[str, Any], reference: dict[str, Any]) -> None
                 assert found[step][key] == pytest.approx(row[key], rel=1e-8), (step, key)
 
 
-def assert_went_on(run: Path) -> None:
+def assert_went_on(run: Path, why: str) -> None:
     """The second start was from a checkpoint: the one at 20, or where the signal came late, the one at 40."""
-    starts = [row["from_step"] for row in read_lines(run / "attempts.jsonl")]
-    assert starts in ([0, 20], [0, 40])
+    rows = list(read_lines(run / "attempts.jsonl"))
+    assert [row["from_step"] for row in rows] in ([0, 20], [0, 40])
+    assert [row["skipped"] for row in rows] == [[], []]
+    assert rows[0]["last_ended"] is None
+    assert why in rows[1]["last_ended"]
 
 
 def test_training_learns(reference: tuple[Path, dict[str, Any]]) -> None:
@@ -109,7 +112,7 @@ def test_a_run_killed_with_its_driver_goes_on_as_if_nothing_had_happened(referen
     driver.communicate()
     result = train(config, "killed", "--local", "--resume")
     assert_same_curve(result, expected)
-    assert_went_on(Path(result["run"]))
+    assert_went_on(Path(result["run"]), "it left no word")
 
 
 def test_a_killed_worker_is_replaced_and_the_curve_stays(reference: tuple[Path, dict[str, Any]]) -> None:
@@ -125,7 +128,7 @@ def test_a_killed_worker_is_replaced_and_the_curve_stays(reference: tuple[Path, 
     out, err = driver.communicate(timeout=200)
     assert driver.returncode == 0, err
     assert_same_curve(json.loads(out), expected)
-    assert_went_on(run)
+    assert_went_on(run, "")
 
 
 @pytest.mark.parametrize("how", ["local", "ray"])
