@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.errors import Unrecoverable
-from configs.schema import Part, RunConfig
+from configs.schema import Encoder, RunConfig
 from pipelines.batch import NUM_DRAWS, Batch
 from tests.ranks import run_ranks
 from trainer import checkpoints, collectives, evaluate, reproducible, state
@@ -179,7 +179,7 @@ def evaluated() -> tuple[dict[str, float], str]:
     """Metrics of 83 images in batches of 8, searched 20 at a time; and what ranks with different weights are told."""
     evaluate.QUERIES = 20
     torch.manual_seed(0)
-    encoder, world, rank = build_encoder(Part.model_validate(ENCODER), 8), collectives.world(), collectives.rank()
+    encoder, world, rank = build_encoder(Encoder.model_validate(ENCODER), 8), collectives.world(), collectives.rank()
     whole = batch_of(Case(None, 1, 8 * 12, 8, {}), 1)
     real = torch.arange(8 * 12) < 83
     own = []
