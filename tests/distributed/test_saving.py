@@ -79,7 +79,9 @@ def failing(run: Path) -> list[str]:
     training, told = fresh(), []
     metrics = MetricsFile(run / "metrics.jsonl")
     try:
-        with Saving(config, training, open_store(run / "blocked" / "checkpoints"), metrics, []) as saving:
+        with Saving(
+            config, training, open_store(run / "blocked" / "checkpoints"), metrics, [], hashes=run / "hashes"
+        ) as saving:
             saving.save(1, 1)
             told.append("went on")
             saving.save(2, 2)
