@@ -18,7 +18,7 @@ from cluster.runfolder import read_lines
 from tests.conftest import CONFIG
 
 ROOT = Path(__file__).parents[2]
-PACE = ("time", "train/images_per_s", "train/wait_share")
+PACE = ("time", "train/images_per_s", "train/wait_share", "train/checkpoint_wait_s")
 
 
 def command(config: Path, name: str, *settings: str, local: bool = True, resume: bool = False) -> list[str]:
