@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,13 @@ def spawned(rank: int, world: int, store: Path, *, gpu: bool, timeout_s: float) 
     device = device_of(rank, gpu=gpu)
     collectives.join(rank, world, store, device=device, timeout_s=timeout_s)
     return RankContext(rank, world, rank, device)
+
+
+def finish() -> None:
+    """End a rank that has done its work, at once: while the interpreter ends, threads inside torch can abort the process."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def ray_worker(*, gpu: bool) -> RankContext:

@@ -153,6 +153,7 @@ def _rank(rank: int, folder: Path, config: RunConfig) -> None:
         torch.save(_compute(config, rank, WORLD), folder / f"{rank}.pt")
     finally:
         collectives.leave()
+    context.finish()
 
 
 def _compare(expected: Tensor, found: Tensor) -> Agreement:

@@ -86,6 +86,7 @@ def _rank(rank: int, world: int, store: Path, job: Job) -> None:
         worker_main(here, job)
     finally:
         collectives.leave()
+    context.finish()
 
 
 def _run_ray(job: Job, address: str | None) -> None:

@@ -28,3 +28,4 @@ def _rank(rank: int, world: int, folder: str, function: Callable[..., Any], args
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world, timeout=timeout)
     torch.save(function(*args), Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
+    os._exit(0)  # while the interpreter ends, threads inside torch can abort the process
