@@ -21,7 +21,7 @@ from pipelines.crop import cut
 from pipelines.manifest import Manifest
 from pipelines.plan import Plan
 from pipelines.read import Reader
-from pipelines.room import Room
+from pipelines.room import Buffers, Room
 from pipelines.threads import Threads
 from pipelines.vectors import decode_vector
 
@@ -65,6 +65,7 @@ class Filler:
         self.wait_s = 0.0
         self._manifest, self._plans = manifest, plans
         self._reader = Reader(manifest, data)
+        self._buffers = Buffers(data.prefetch + 1)
         self._planner = single_core_threads(1, "plan")  # apart from the pool, so that fetching starts early
         self._pool = single_core_threads(data.threads)
         self._ahead: deque[Future[_Started]] = deque()
@@ -117,7 +118,7 @@ class Filler:
     def _start(self, make: Callable[[], Plan]) -> _Started:
         with self._reader.watch.busy("the tables of the manifest", 0):
             plan = make()
-        room = Room(plan, self.data.image_size, self._manifest.vector_dim, self._manifest.target_dim)
+        room = Room(plan, self._buffers, self.data.image_size, self._manifest.vector_dim, self._manifest.target_dim)
         for index in np.flatnonzero(~plan.present).tolist():  # `_fill` writes the rest
             room.clear(index)
         parts = []
@@ -141,7 +142,7 @@ class Filler:
                 if plan.dim is not None and plan.dim[index]:
                     room.put_numbers(index, decode_vector(file, int(plan.dim[index])))
                 else:
-                    room.put_image(index, cut(file, plan.draws[index], self.data, self.augment, sound=sound))
+                    cut(file, plan.draws[index], self.data, self.augment, sound=sound, out=room.image(index))
             except ValueError as error:
                 bad.append(Bad(index, str(error)))
                 room.clear(index)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,10 +17,27 @@ from pipelines.samples import TARGET
 from pipelines.vectors import Vector
 
 
+class Buffers:
+    """Arrays that are used again once nobody holds them: the first touch of fresh pages costs a tenth of the decoding."""
+
+    def __init__(self, most: int) -> None:
+        """`most`: how many are kept for later."""
+        self._free: deque[NDArray[np.uint8]] = deque(maxlen=most)
+
+    def take(self, shape: tuple[int, ...]) -> Tensor:
+        """A tensor uint8 with anything in it, which comes back by itself with the last tensor that shares its memory."""
+        array = self._free.popleft() if self._free else None
+        if array is None or array.shape != shape:
+            array = np.empty(shape, dtype=np.uint8)
+        held = array.view()  # dies with the tensor's memory, while `array` lives on
+        weakref.finalize(held, self._free.append, array).atexit = False
+        return torch.from_numpy(held)
+
+
 class Room:
     """Images [k, 3, S, S], vectors [m, E] and targets [R, E] of a plan; several threads may write different members."""
 
-    def __init__(self, plan: Plan, side: int, vector_dim: int, target_dim: int) -> None:
+    def __init__(self, plan: Plan, buffers: Buffers, side: int, vector_dim: int, target_dim: int) -> None:
         """Images are not initialised: every one has to be written or cleared."""
         self._plan = plan
         self._is_target = plan.view == TARGET
@@ -26,13 +45,13 @@ class Room:
         num_vectors = 0 if plan.dim is None else int(((plan.dim > 0) & ~self._is_target).sum())
         num_images = plan.num_members - int(self._is_target.sum()) - num_vectors
         # Channels last, as they are decoded: the device turns a whole batch at once for less.
-        self._images = torch.empty((num_images, side, side, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+        self._images = buffers.take((num_images, side, side, 3)).permute(0, 3, 1, 2)
         self._vectors = np.zeros((num_vectors, vector_dim), np.float32) if vector_dim else None
         self._target = np.zeros((len(plan.sample), target_dim), np.float32) if target_dim else None
 
-    def put_image(self, index: int, pixels: Tensor | int) -> None:
-        """Member `index` is this image [3, S, S] uint8."""
-        self._images[index if self._slot is None else int(self._slot[index])] = pixels
+    def image(self, index: int) -> Tensor:
+        """Where member `index`, an image, is to be written.  uint8 [3, S, S], channels last"""
+        return self._images[index if self._slot is None else int(self._slot[index])]
 
     def put_numbers(self, index: int, numbers: Vector | int) -> None:
         """Member `index`, a vector or a target, is this [E]."""
@@ -43,8 +62,10 @@ class Room:
 
     def clear(self, index: int) -> None:
         """All zeros: a member that is not there or could not be read."""
-        is_image = self._plan.dim is None or not self._plan.dim[index]
-        (self.put_image if is_image else self.put_numbers)(index, 0)
+        if self._plan.dim is None or not self._plan.dim[index]:
+            self.image(index).zero_()
+        else:
+            self.put_numbers(index, 0)
 
     def batch(self, bad: Sequence[int]) -> Batch:
         """`bad`: members that could not be read."""

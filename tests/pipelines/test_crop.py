@@ -111,13 +111,27 @@ def test_every_factor_is_used_and_never_below_the_resolution_of_the_square() -> 
     assert used == {1, *FACTORS}
 
 
-def test_crops_below_twice_the_square_are_what_a_full_decode_gives(photo: Image.Image) -> None:
+def test_crops_below_twice_the_square_are_what_a_full_fast_decode_gives(photo: Image.Image) -> None:
     data = turned(photo.crop((0, 0, 301, 213)), 1)
-    pixels = decode(data)
+    jpeg = open_jpeg(data)
+    assert jpeg is not None
+    pixels, exact = jpeg.decode(fast=True), decode(data)
     for seed in range(8):
         drawn = some_draws(seed)
-        expected = place(pixels, crop_box(drawn, 301, 213, 112, "crop", CROP), 112)
-        assert torch.equal(cut(data, drawn, settings(112), CROP), expected)
+        placement = crop_box(drawn, 301, 213, 112, "crop", CROP)
+        found = cut(data, drawn, settings(112), CROP)
+        assert torch.equal(found, place(pixels, placement, 112))
+        assert 37 < decibels(found, place(exact, placement, 112)) < 60
+
+
+def test_a_crop_is_written_where_it_is_wanted_and_nowhere_else(photo: Image.Image) -> None:
+    for image in (saved(photo, "JPEG"), saved(photo, "PNG"), saved(photo.crop((0, 0, 64, 64)), "PNG")):
+        for resize, crop in (("crop", (0.1, 1.0)), ("pad", (0.1, 1.0)), ("squash", None)):
+            config, augment = settings(64, resize=resize), Augment(crop=crop)
+            room = torch.full((3, 64, 64, 3), 7, dtype=torch.uint8).permute(0, 3, 1, 2)
+            cut(image, some_draws(), config, augment, out=room[1])
+            assert torch.equal(room[1], cut(image, some_draws(), config, augment))
+            assert (room[[0, 2]] == 7).all()
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])

@@ -117,6 +117,20 @@ def test_labelled_pairs_bring_their_match(tmp_path: Path, painter: Painter) -> N
     assert batch.view.tolist() == [0, 1] * 4
 
 
+def test_memory_goes_round_but_never_while_somebody_looks_at_it(many_shards: Manifest) -> None:
+    kept = take(many_shards, settings(prefetch=2), 12)
+    places = set()
+    with Loader(many_shards, settings(prefetch=2), seed=5) as loader:
+        view = next(loader).images[1:, :, ::2]  # the batch itself is gone
+        for expected in kept[1:]:
+            batch = next(loader)
+            assert torch.equal(batch.images, expected.images)
+            places.add(batch.images.data_ptr())
+        assert torch.equal(view, kept[0].images[1:, :, ::2])
+    assert len(places) <= 5
+    assert len({batch.images.data_ptr() for batch in kept}) == len(kept)
+
+
 def test_draws_of_two_epochs_and_of_two_uses_differ(many_shards: Manifest) -> None:
     batches = take(many_shards, settings(batch=56), 2)
     first, second = ({int(u): d for u, d in zip(b.uid, b.draws, strict=True)} for b in batches)
