@@ -34,12 +34,15 @@ def ended(run: Path, why: str, *, sure: bool = False) -> None:
             write_atomically(_word(run), why)
 
 
+def word(run: Path) -> str | None:
+    """What the ranks that ended last have left, until the next start takes it."""
+    return _word(run).read_text(encoding="utf-8") if _word(run).exists() else None
+
+
 def _take(run: Path) -> str:
-    if not _word(run).exists():
-        return NO_WORD
-    why = _word(run).read_text(encoding="utf-8")
-    _word(run).unlink()
-    return why
+    why = word(run)
+    _word(run).unlink(missing_ok=True)
+    return NO_WORD if why is None else why
 
 
 def _word(run: Path) -> Path:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from cluster.building import objective_for
 from cluster.promotion import check_model_name
 from cluster.store import tracking_uri
 from cluster.warm import weights_of
-from cluster.worker import objective_for
 from configs.schema import RunConfig
 from pipelines.growth import History
 from pipelines.manifest import Manifest
@@ -157,7 +157,7 @@ def _check_tracking(config: RunConfig) -> None:
 
 def _check_encoder(config: RunConfig, encoder: nn.Module) -> None:
     norms = [n for n, m in encoder.named_modules() if depends_on_batch(m)]
-    if norms and (config.train.micro_batch is not None or config.cluster.workers > 1):
+    if norms and (config.train.micro_batch is not None or config.cluster.most_workers > 1):
         raise ValueError(
             f"encoder {config.encoder.name!r} has BatchNorm ({norms[0]} and {len(norms) - 1} more): its result would depend on "
             "how the batch is split; set encoder.freeze_batchnorm: true, use an encoder with GroupNorm or LayerNorm, or one "
@@ -207,7 +207,7 @@ def _check_disk(config: RunConfig, parameters: int) -> None:
 def _memory(config: RunConfig, manifest: Manifest, encoder: nn.Module, parameters: int) -> int:
     """Bytes of one worker: weights, gradients, two moments, and what autograd keeps of the largest piece."""
     images_per_record = {"pair": 2, "labelled_pair": 2, "triplet": 3}.get(manifest.kind, 1)
-    records = math.ceil(config.data.batch / config.cluster.workers)
+    records = math.ceil(config.data.batch / config.cluster.least_workers)
     if config.train.micro_batch is not None:
         records = min(records, config.train.micro_batch)
     size = 8 if config.train.precision == "fp64" else 4

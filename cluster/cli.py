@@ -45,7 +45,7 @@ def main() -> None:
         if type(error).__name__ == "JobFailed":
             _fail(str(error), 1)
         if type(error).__name__ == "Interrupted":
-            _fail(str(error), INTERRUPTED)
+            _fail(str(error), getattr(error, "exit_code", INTERRUPTED))
         if isinstance(error, (ValueError, RuntimeError, OSError)):
             _fail(str(error), 2)
         raise

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from trainer import collectives
+
+
+def never() -> bool:
+    """What happens nowhere but where a context says otherwise."""
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +27,8 @@ class RankContext:
     world: int
     local_rank: int
     device: torch.device
+    terminated: Callable[[], bool] = never  # this process was told to end (SIGTERM)
+    preempted: Callable[[], bool] = never  # a node of the run is about to go. Collective: every rank calls it
 
 
 def single(*, gpu: bool) -> RankContext:
@@ -30,9 +39,11 @@ def single(*, gpu: bool) -> RankContext:
 def spawned(rank: int, world: int, store: Path, *, gpu: bool, timeout_s: float) -> RankContext:
     """A rank of a local process group that meets at the file `store`."""
     os.dup2(2, 1)  # stdout is the driver's: what a library prints there must not get into a result
+    heard: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _frame: heard.append(number))
     device = device_of(rank, gpu=gpu)
     collectives.join(rank, world, store, device=device, timeout_s=timeout_s)
-    return RankContext(rank, world, rank, device)
+    return RankContext(rank, world, rank, device, terminated=lambda: bool(heard))
 
 
 def finish() -> None:
@@ -48,7 +59,13 @@ def ray_worker(*, gpu: bool) -> RankContext:
 
     context = train.get_context()
     local_rank = context.get_local_rank()
-    return RankContext(context.get_world_rank(), context.get_world_size(), local_rank, device_of(0, gpu=gpu))
+    return RankContext(
+        context.get_world_rank(),
+        context.get_world_size(),
+        local_rank,
+        device_of(0, gpu=gpu),
+        preempted=lambda: train.get_preemption_info() is not None,
+    )
 
 
 def device_of(index: int, *, gpu: bool) -> torch.device:

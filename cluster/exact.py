@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster import context
-from cluster.worker import augmented, build_training
+from cluster.building import augmented, build_training
 from configs.schema import Data, RunConfig
 from pipelines.mixture import open_sources, parts_of
 from pipelines.stream import Loader, units_per_epoch

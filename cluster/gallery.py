@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from cluster.worker import EVALUATION_BATCH, plain
+from cluster.building import EVALUATION_BATCH, plain
 from configs.schema import RunConfig
 from pipelines.manifest import Manifest
 from pipelines.read import Reader

@@ -5,28 +5,41 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import tempfile
+import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cluster import attempts
-from cluster.worker import Job, forget, refuse_useless, worker_main
+from cluster.job import Job, forget, refuse_useless
+from cluster.processes import RankFailed, run_ranks
+from cluster.stopping import Stopping
+from cluster.worker import worker_main
 
+RESIZE_EVERY_S = 30.0  # how often an elastic run looks whether there is room for more workers
 logger = logging.getLogger(__name__)
 
 
-def run(job: Job, *, local: bool, address: str | None = None) -> None:
+class Stopped(RuntimeError):
+    """The ranks saved their state and stopped, as they were asked to."""
+
+
+def run(job: Job, stopping: Stopping, *, local: bool, address: str | None = None) -> None:
     """Train with local processes, or with Ray: on the cluster at `address`, or on this machine's own.
 
-    Raises Unrecoverable when trying again is useless, RuntimeError when the ranks failed more than
-    `cluster.max_failures` times or could not be started.
+    Raises Unrecoverable when trying again is useless, Stopped when the ranks were asked to stop, RuntimeError when they failed
+    more than `cluster.max_failures` times or could not be started.
     """
     try:
-        if local:
-            _run_local(job)
-        else:
-            _run_ray(job, address)
+        with stopping.asked_through(job.request):
+            if local:
+                _run_local(job)
+            else:
+                _run_ray(job, address, stopping)
+        if job.stopped.exists():
+            raise Stopped(job.stopped.read_text(encoding="utf-8"))
     finally:
         forget(job)
 
@@ -35,44 +48,24 @@ def _run_local(job: Job) -> None:
     """`cluster.workers` processes of this machine; one worker runs in this very process."""
     from cluster import context
 
-    gpu = job.config.cluster.gpus_per_worker > 0
-    if job.config.cluster.workers == 1:
+    world, gpu = job.config.cluster.most_workers, job.config.cluster.gpus_per_worker > 0
+    if world == 1:
         worker_main(context.single(gpu=gpu), job)
         return
     for failures in range(job.config.cluster.max_failures + 1):
         try:
-            _spawn(job)
+            run_ranks(world, partial(_rank, world=world, job=job))
             return
-        except RuntimeError as error:
+        except RankFailed as error:
             refuse_useless(job)
-            attempts.ended(job.run, str(error), sure=True)
+            attempts.ended(job.run, str(error), sure=error.killed)
+            reason = attempts.word(job.run) or str(error)
             if failures == job.config.cluster.max_failures:
-                raise RuntimeError(f"the workers failed {failures + 1} times; the last time: {error}") from error
-            logger.warning("the workers failed and start again from the last checkpoint: %s", error)
+                raise RuntimeError(f"the workers failed {failures + 1} times; the last time: {reason}") from error
+            logger.warning("the workers failed and start again from the last checkpoint: %s", reason)
 
 
-def _spawn(job: Job) -> None:
-    from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
-
-    world = job.config.cluster.workers
-    folder = tempfile.mkdtemp(prefix="nearfar-")
-    # Joined by polling, so that Ctrl-C reaches this process between polls and the ranks end with it.
-    processes = start_processes(  # type: ignore[no-untyped-call]
-        _rank, (world, Path(folder) / "store", job), nprocs=world, join=False, start_method="spawn"
-    )
-    try:
-        while not processes.join(timeout=0.5):
-            pass
-    except (ProcessRaisedException, ProcessExitedException) as error:
-        raise RuntimeError(_last_line(str(error))) from error
-    finally:
-        for process in processes.processes:
-            if process.is_alive():
-                process.kill()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _rank(rank: int, world: int, store: Path, job: Job) -> None:
+def _rank(rank: int, folder: Path, *, world: int, job: Job) -> None:
     import torch
 
     from cluster import context
@@ -81,15 +74,13 @@ def _rank(rank: int, world: int, store: Path, job: Job) -> None:
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
     settings = job.config.cluster
-    here = context.spawned(rank, world, store, gpu=settings.gpus_per_worker > 0, timeout_s=settings.timeout_s)
-    try:
-        worker_main(here, job)
-    finally:
-        collectives.leave()
+    here = context.spawned(rank, world, folder / "store", gpu=settings.gpus_per_worker > 0, timeout_s=settings.timeout_s)
+    worker_main(here, job)
+    collectives.leave()
     context.finish()
 
 
-def _run_ray(job: Job, address: str | None) -> None:
+def _run_ray(job: Job, address: str | None, stopping: Stopping) -> None:
     quiet_ray()
     import ray
     from ray import train
@@ -98,7 +89,8 @@ def _run_ray(job: Job, address: str | None) -> None:
     settings = job.config.cluster
     started = not ray.is_initialized()
     if started:
-        init_ray(address, settings.workers * settings.cpus_per_worker, otherwise="--local trains without Ray")
+        init_ray(address, settings.most_workers * settings.cpus_per_worker, otherwise="--local trains without Ray")
+    stopping.listen()
     try:
         _refuse_too_small(job)
         resources = {"CPU": settings.cpus_per_worker}
@@ -108,7 +100,10 @@ def _run_ray(job: Job, address: str | None) -> None:
             _ray_rank,
             train_loop_config={"job": job},
             scaling_config=train.ScalingConfig(
-                num_workers=settings.workers, use_gpu=settings.gpus_per_worker > 0, resources_per_worker=resources
+                num_workers=settings.workers,
+                elastic_resize_monitor_interval_s=RESIZE_EVERY_S,
+                use_gpu=settings.gpus_per_worker > 0,
+                resources_per_worker=resources,
             ),
             torch_config=TorchConfig(backend="nccl" if settings.gpus_per_worker else "gloo", timeout_s=int(settings.timeout_s)),
             run_config=train.RunConfig(
@@ -118,14 +113,32 @@ def _run_ray(job: Job, address: str | None) -> None:
             ),
         )
         try:
-            trainer.fit()
+            _in_a_thread(trainer.fit)
         except train.TrainingFailedError as error:
             refuse_useless(job)
-            raise RuntimeError(f"the workers failed: {_last_line(str(error))}") from error
+            raise RuntimeError(f"the workers failed: {attempts.word(job.run) or _last_line(str(error))}") from error
     finally:
         shutil.rmtree(job.run / ".ray", ignore_errors=True)
         if started:
             ray.shutdown()
+
+
+def _in_a_thread(work: Callable[[], object]) -> None:
+    """Call `work` and wait. In the main thread Ray would take Ctrl-C for itself, and end the ranks before they could save."""
+    raised: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            work()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=call, name="ray-train", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.5)  # signals are answered in between
+    if raised:
+        raise raised[0]
 
 
 def _ray_rank(config: dict[str, Any]) -> None:
@@ -176,7 +189,8 @@ def _refuse_too_small(job: Job) -> None:
     import ray
 
     settings, deadline = job.config.cluster, time.monotonic() + job.config.cluster.start_timeout_s
-    needs = {"CPU": settings.workers * settings.cpus_per_worker, "GPU": settings.workers * settings.gpus_per_worker}
+    least = settings.least_workers
+    needs = {"CPU": least * settings.cpus_per_worker, "GPU": least * settings.gpus_per_worker}
     while True:
         have = ray.cluster_resources()
         short = [f"{n:g} {kind}s where there are {have.get(kind, 0):g}" for kind, n in needs.items() if n > have.get(kind, 0)]
@@ -184,7 +198,7 @@ def _refuse_too_small(job: Job) -> None:
             return
         if time.monotonic() > deadline:
             raise RuntimeError(
-                f"the cluster is too small for cluster.workers={settings.workers}: it needs {' and '.join(short)} "
+                f"the cluster is too small for cluster.workers={settings.workers}: {least} of them need {' and '.join(short)} "
                 f"(waited {settings.start_timeout_s:g} s, cluster.start_timeout_s); lower cluster.workers"
             )
         time.sleep(1)

@@ -17,7 +17,7 @@ def out_of_memory(error: BaseException) -> bool:
 def memory_advice(config: RunConfig, error: BaseException) -> str:
     """One message that names the settings which need less."""
     unit, settings = config.data.per_class or 1, config.train
-    share = math.ceil(config.data.batch / config.cluster.workers)
+    share = math.ceil(config.data.batch / config.cluster.least_workers)
     at_once = share if settings.micro_batch is None else min(share, settings.micro_batch)
     smaller = max(unit, at_once // 2 // unit * unit)
     advice = f"set train.micro_batch to {smaller} (now {at_once} records at once; the result stays)"

@@ -15,6 +15,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from cluster.runfolder import RunFolder
+
 Report = Callable[[int, "int | None"], None]
 EVERY_S = 10.0  # between two plain lines
 
@@ -76,11 +78,11 @@ def _plain(label: str, unit: str) -> Callable[..., None]:
 
 
 @contextmanager
-def following(metrics: Path, hashes: Path, steps: int) -> Iterator[None]:
-    """Shows a run's steps, loss and recall as its metrics.jsonl grows, and its weights' hashes as hashes.jsonl does."""
+def following(folder: RunFolder, steps: int) -> Iterator[None]:
+    """Shows a run's steps, loss and recall as its metrics.jsonl grows, its weights' hashes, and new starts of its workers."""
     done = threading.Event()
     with bar("training", "steps") as report:
-        thread = threading.Thread(target=_follow, args=(metrics, hashes, steps, report, done), daemon=True)
+        thread = threading.Thread(target=_follow, args=(folder, steps, report, done), daemon=True)
         thread.start()
         try:
             yield
@@ -89,9 +91,9 @@ def following(metrics: Path, hashes: Path, steps: int) -> Iterator[None]:
             thread.join(2)
 
 
-def _follow(metrics: Path, hashes: Path, steps: int, report: Callable[..., None], done: threading.Event) -> None:
+def _follow(folder: RunFolder, steps: int, report: Callable[..., None], done: threading.Event) -> None:
     seen = {"loss": "", "recall": ""}
-    numbers, weights = _Tail(metrics), _Tail(hashes)
+    numbers, weights, starts = _Tail(folder.metrics), _Tail(folder.hashes), _Tail(folder.attempts, new_only=True)
     while True:
         ending = done.wait(0.5)
         for row in numbers.read():
@@ -102,6 +104,9 @@ def _follow(metrics: Path, hashes: Path, steps: int, report: Callable[..., None]
             report(row["step"], steps, " · ".join(filter(None, seen.values())))
         for row in weights.read():
             say(f"step {row['step']}: weights {row['weights']}")
+        for row in starts.read():
+            if (ended := row["last_ended"]) is not None:
+                say(f"{row['world']} workers go on from step {row['from_step']}; the attempt before ended: {ended}")
         if ending:
             return
 
@@ -109,8 +114,9 @@ def _follow(metrics: Path, hashes: Path, steps: int, report: Callable[..., None]
 class _Tail:
     """The objects of a JSONL file, each once."""
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._offset = path, 0
+    def __init__(self, path: Path, *, new_only: bool = False) -> None:
+        self._path = path
+        self._offset = path.stat().st_size if new_only and path.exists() else 0
 
     def read(self) -> Iterator[dict[str, Any]]:
         """Those added since the last call; a line that is not whole yet waits for the next."""

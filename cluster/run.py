@@ -10,20 +10,31 @@ from typing import Any, Literal
 from cluster import attempts, launch, warm
 from cluster.check import Facts, check, open_training
 from cluster.context import device_of
+from cluster.job import Job
 from cluster.outcome import conclude
 from cluster.paths import absolute
 from cluster.progress import following, say
 from cluster.resume import histories_of
 from cluster.runfolder import RunFolder
+from cluster.stopping import Stopping
 from cluster.tracking import DatasetRef, Tracker, git_commit
-from cluster.worker import Job
 from configs.errors import Unrecoverable
 from configs.schema import RunConfig
 from pipelines.manifest import Manifest
 
+AGAIN = "`nearfar train CONFIG --resume` goes on"
+
 
 class JobFailed(RuntimeError):
     """The run was accepted and then failed."""
+
+
+class Interrupted(RuntimeError):
+    """The run was told to stop; `exit_code` as the shell has it for the signal."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def train(
@@ -61,19 +72,24 @@ def train(
     started = time.time()
     job = Job(config, folder.path, steps=facts.steps, histories=histories, launch_id=uuid.uuid4().hex[:8])
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+    stopping = Stopping()
     try:
-        if tracker is not None:
-            tracker.start()
-        _announce(config, facts, local=local, address=address)
-        with following(folder.metrics, folder.hashes, facts.steps):
-            launch.run(job, local=local, address=address)
-        result = conclude(config, folder, facts, tracker, started=started)
-        status = "FINISHED"
-        return result
-    except (KeyboardInterrupt, SystemExit) as interrupt:  # Ray answers Ctrl-C by leaving
+        with stopping:
+            if tracker is not None:
+                tracker.start()
+            _announce(config, facts, local=local, address=address)
+            with following(folder, facts.steps):
+                launch.run(job, stopping, local=local, address=address)
+            result = conclude(config, folder, facts, tracker, started=started)
+            status = "FINISHED"
+            return result
+    except launch.Stopped as stopped:
         status = "KILLED"
-        attempts.ended(folder.path, "stopped by Ctrl-C", sure=True)
-        raise KeyboardInterrupt from interrupt
+        raise Interrupted(f"{stopped}; {AGAIN} from there", stopping.exit_code) from stopped
+    except (KeyboardInterrupt, SystemExit) as interrupt:
+        status = "KILLED"
+        attempts.ended(folder.path, stopping.reason, sure=True)
+        raise Interrupted(f"interrupted; {AGAIN} from the last checkpoint", stopping.exit_code) from interrupt
     except Unrecoverable as error:
         raise JobFailed(f"run {config.name!r} stopped: {error}") from error
     except (RuntimeError, ValueError, OSError) as error:
@@ -87,7 +103,7 @@ def train(
 
 
 def _tracker(config: RunConfig, folder: RunFolder) -> Tracker:
-    tags = {"nearfar.world_size": str(config.cluster.workers)}
+    tags = {"nearfar.world_size": str(config.cluster.most_workers)}
     commit = git_commit(Path.cwd())
     if commit is not None:
         tags["mlflow.source.git.commit"] = commit
@@ -107,5 +123,10 @@ def _announce(config: RunConfig, facts: Facts, *, local: bool, address: str | No
     where = "local processes" if local else f"Ray at {address}" if address else "Ray on this machine"
     say(
         f"{config.name}: {facts.samples} {facts.kind} records, {facts.parameters / 1e6:.2f} M parameters, "
-        f"{facts.steps} steps of {config.data.batch} ({facts.epochs:.1f} epochs), {config.cluster.workers} workers, {where}"
+        f"{facts.steps} steps of {config.data.batch} ({facts.epochs:.1f} epochs), {_how_many(config)} workers, {where}"
     )
+
+
+def _how_many(config: RunConfig) -> str:
+    least, most = config.cluster.least_workers, config.cluster.most_workers
+    return str(most) if least == most else f"{least} to {most}"

@@ -1,7 +1,7 @@
 """The folder of a run: the one place where workers, driver and tools meet.
 
-config.yaml  metrics.jsonl  attempts.jsonl  quarantine.jsonl  hashes.jsonl  checkpoints/  init.safetensors  export/  report/
-result.json
+config.yaml  metrics.jsonl  attempts.jsonl  quarantine.jsonl  hashes.jsonl  stacks/  checkpoints/
+init.safetensors  export/  report/  result.json
 """
 
 from __future__ import annotations
@@ -52,6 +52,11 @@ class RunFolder:
     @property
     def hashes(self) -> Path:
         return self.path / "hashes.jsonl"
+
+    @property
+    def stacks(self) -> Path:
+        """Where the threads of ranks that hung were."""
+        return self.path / "stacks"
 
     @property
     def export(self) -> Path:

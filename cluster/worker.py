@@ -6,52 +6,32 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
 
 from cluster import attempts
+from cluster.building import augmented, build_training, evaluator
 from cluster.context import RankContext
+from cluster.job import Job, refuse_useless, stop
 from cluster.memory import memory_advice, out_of_memory
 from cluster.resume import refuse_other
 from cluster.runfolder import MetricsFile, RunFolder, append_line, write_atomically
 from cluster.saving import Saving
+from cluster.versions import refuse_skew
+from cluster.watchdog import Watchdog
 from configs.errors import Unrecoverable
-from configs.schema import RunConfig
-from pipelines import augment, growth
-from pipelines.batch import Batch
-from pipelines.manifest import Manifest
+from pipelines import growth
 from pipelines.mixture import open_sources
-from pipelines.stream import Loader, evaluation_batches
+from pipelines.stream import Loader
 from trainer import checkpoints, collectives, reproducible, state
+from trainer.agreement import Wish
 from trainer.checkpoints import Saved
-from trainer.control import Control
-from trainer.encoders import build_encoder
-from trainer.evaluate import evaluate
 from trainer.loop import Hooks, fit
-from trainer.objective import build_objective
-from trainer.optim import Average, build_optimizer
 from trainer.sharding import sharded_parameters
 from trainer.stores import Store
-from trainer.warm import start_from
 
-EVALUATION_BATCH = 256  # images a rank embeds at once; changes no result
+COMPILE_S = 1800.0  # that the first step may take longer than the others
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What the driver hands to every rank: picklable, all paths absolute."""
-
-    config: RunConfig
-    run: Path
-    steps: int
-    histories: tuple[growth.History, ...]  # of the data: every worker and every restart reads what the driver saw
-    launch_id: str  # one per start of the driver; restarts of the workers share it
 
 
 def worker_main(context: RankContext, job: Job) -> None:
@@ -61,41 +41,19 @@ def worker_main(context: RankContext, job: Job) -> None:
     """
     refuse_useless(job)
     try:
+        refuse_skew(job.versions)
         with reproducible.kernels() if job.config.train.reproducible else contextlib.nullcontext():
             _train(context, job)
     except (ValueError, Unrecoverable) as error:
-        raise _stop(job, str(error)) from error
+        raise stop(job, str(error)) from error
     except (RuntimeError, MemoryError) as error:
         if out_of_memory(error):
-            raise _stop(job, memory_advice(job.config, error)) from error
+            raise stop(job, memory_advice(job.config, error)) from error
         attempts.ended(job.run, f"rank {context.rank}: {type(error).__name__}: {error}")
         raise
     except Exception as error:
         attempts.ended(job.run, f"rank {context.rank}: {type(error).__name__}: {error}")
         raise
-
-
-def _stop(job: Job, reason: str) -> Unrecoverable:
-    """The error, with its reason left for the driver and for ranks that are started again."""
-    attempts.ended(job.run, reason, sure=True)
-    with suppress(OSError):  # of a full disk
-        write_atomically(_stop_file(job), reason)
-    return Unrecoverable(reason)
-
-
-def refuse_useless(job: Job) -> None:
-    """Raise Unrecoverable when a rank of this launch has left a reason."""
-    if _stop_file(job).exists():
-        raise Unrecoverable(_stop_file(job).read_text(encoding="utf-8"))
-
-
-def forget(job: Job) -> None:
-    """Remove what a launch leaves for its own restarts only."""
-    _stop_file(job).unlink(missing_ok=True)
-
-
-def _stop_file(job: Job) -> Path:
-    return job.run / f".stop-{job.launch_id}"
 
 
 def _train(context: RankContext, job: Job) -> None:
@@ -120,11 +78,19 @@ def _train(context: RankContext, job: Job) -> None:
     metrics = collectives.from_first(lambda: MetricsFile(folder.metrics))
     sources = [history.as_dict() for history in job.histories]
     saving = Saving(config, training, store, metrics, sources, hashes=folder.hashes)
+    watchdog = Watchdog(
+        folder.stacks / f"rank-{context.rank}.txt",
+        config.cluster.timeout_s,
+        lambda reason: attempts.ended(job.run, f"rank {context.rank} {reason}", sure=True),
+        first_s=COMPILE_S if config.train.compile else 0.0,
+    )
     hooks = Hooks(
         prepare=augmented(config, dtype),
-        evaluate=evaluator(config, context, dtype),
+        evaluate=evaluator(config, context, dtype, watchdog.beat),
         log=saving.log,
         save=saving.save,
+        wish=_wish(context, job),
+        beat=watchdog.beat,
     )
     loader = Loader(
         manifest,
@@ -137,8 +103,30 @@ def _train(context: RankContext, job: Job) -> None:
         on_bad=functools.partial(append_line, folder.quarantine),
         piece=config.train.piece,
     )
-    with saving, loader as stream:
-        fit(config, training, stream, hooks, start=start, steps=job.steps)
+    with saving, loader as stream, watchdog:
+        last = fit(config, training, stream, hooks, start=start, steps=job.steps)
+    if last < job.steps and not training.control.ended and context.rank == 0:
+        asked = job.request.read_text(encoding="utf-8") if job.request.exists() else "stopped by SIGTERM to a worker"
+        attempts.ended(job.run, asked, sure=True)
+        write_atomically(job.stopped, f"{asked}; the state of step {last} is saved")
+
+
+def _wish(context: RankContext, job: Job) -> Callable[[], Wish]:
+    """Of this rank: to stop when it or the driver is told to, to save once when a node is about to go."""
+    preempted = False
+
+    def wish() -> Wish:
+        nonlocal preempted
+        before, preempted = preempted, context.preempted() or preempted
+        if context.terminated() or (context.rank == 0 and job.request.exists()):
+            return Wish.STOP
+        if preempted and not before:
+            logger.warning("a node of this run is about to go: saving a checkpoint")
+            attempts.ended(job.run, "a node was preempted; a checkpoint was saved before")
+            return Wish.SAVE
+        return Wish.NONE
+
+    return wish
 
 
 def _begin(context: RankContext, job: Job, store: Store) -> Saved | None:
@@ -158,61 +146,3 @@ def _begin(context: RankContext, job: Job, store: Store) -> Saved | None:
         more={"device": str(context.device)},
     )
     return found.saved
-
-
-def build_training(
-    config: RunConfig, manifest: Manifest, device: torch.device, dtype: torch.dtype, *, init: Path | None = None
-) -> state.Training:
-    """Encoder, averaged encoder, objective and optimizer on `device`; `init`: file of weights to begin with."""
-    encoder = build_encoder(config.encoder, config.data.image_size)
-    if init is not None:
-        start_from(encoder, load_file(init), skip=config.encoder.init_skip)
-    encoder = encoder.to(device=device, dtype=dtype)
-    if config.train.channels_last:
-        encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    objective = objective_for(config, manifest, encoder).to(device=device, dtype=dtype)
-    average = Average(encoder, config.train.ema)
-    keys = Average(encoder, config.train.momentum) if config.train.momentum else None
-    optimizer = build_optimizer(config.optim, [encoder, objective])
-    return state.Training(encoder, average, objective, optimizer, keys, Control(config.train))
-
-
-def objective_for(config: RunConfig, manifest: Manifest, encoder: nn.Module) -> nn.Module:
-    """The config's objective, told of the encoder's dimension and of the data's classes."""
-    classes = manifest.classes if manifest.kind == "labelled" else None
-    groups = None if classes is None else torch.from_numpy(classes.groups)
-    counts = None if classes is None else torch.from_numpy(classes.counts)
-    # Every rank computes a reproducible loss whole, so it holds all class centres.
-    with collectives.alone() if config.train.reproducible else contextlib.nullcontext():
-        return build_objective(config.loss, dim=int(encoder.dim), groups=groups, counts=counts)  # type: ignore[arg-type]
-
-
-def augmented(config: RunConfig, dtype: torch.dtype) -> Callable[[Batch], Tensor]:
-    """Batch to augmented float images on the batch's device."""
-
-    def prepare(batch: Batch) -> Tensor:
-        images = augment.apply(batch.images, batch.draws, config.data.augment, dtype)
-        return images.contiguous(memory_format=torch.channels_last) if config.train.channels_last else images
-
-    return prepare
-
-
-def plain(device: torch.device, dtype: torch.dtype) -> Callable[[Batch], Tensor]:
-    """Batch to float images on `device`, as they are."""
-    return lambda batch: batch.images.to(device, non_blocking=True).contiguous().to(dtype) / 255
-
-
-def evaluator(config: RunConfig, context: RankContext, dtype: torch.dtype) -> Callable[[nn.Module], dict[str, float]] | None:
-    """Metrics on `data.eval`, or nothing when there is no such set."""
-    if config.data.eval is None:
-        return None
-    manifest = Manifest.open(config.data.eval, cache=config.data.cache)
-    fixed = config.train.reproducible
-    size = config.train.piece if fixed else EVALUATION_BATCH
-
-    def run(encoder: nn.Module) -> dict[str, float]:
-        batches = evaluation_batches(manifest, config.data, rank=context.rank, world=context.world, batch=size, fixed=fixed)
-        found = evaluate(encoder, batches, plain(context.device, dtype), reproducible=fixed)
-        return {f"val/{name}": value for name, value in found.items()}
-
-    return run

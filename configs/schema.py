@@ -207,7 +207,9 @@ class Train(Section):
 
 
 class Cluster(Section):
-    workers: Annotated[int, Field(ge=1)] = 2
+    workers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = Field(
+        2, description="how many; [least, most] on a cluster that loses and gains nodes: the curve stays"
+    )
     gpus_per_worker: Annotated[float, Field(ge=0.0)] = 0
     cpus_per_worker: Positive = 1
     max_failures: Annotated[int, Field(ge=0)] = 3
@@ -217,6 +219,21 @@ class Cluster(Section):
     )
     timeout_s: Positive = Field(300, description="no collective and no step may take longer")
     start_timeout_s: Positive = Field(120, description="longest wait for the workers to start")
+
+    @property
+    def most_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @property
+    def least_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @field_validator("workers")
+    @classmethod
+    def _in_order(cls, workers: int | tuple[int, int]) -> int | tuple[int, int]:
+        if not isinstance(workers, int) and workers[0] > workers[1]:
+            raise ValueError(f"[least, most] is meant, but {workers[0]} is more than {workers[1]}")
+        return workers
 
     @field_validator("storage")
     @classmethod
@@ -268,7 +285,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _batch_arithmetic(self) -> RunConfig:
-        k, batch, world = self.data.per_class, self.data.batch, self.cluster.workers
+        k, batch, world = self.data.per_class, self.data.batch, self.cluster.most_workers
         units = batch if k is None else batch // k
         if k is not None and batch % k:
             raise ValueError(f"data.batch {batch} is not a multiple of data.per_class {k}; try {math.ceil(batch / k) * k}")

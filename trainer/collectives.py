@@ -82,6 +82,15 @@ def total(x: Tensor) -> Tensor:
     return summed
 
 
+def largest(x: Tensor) -> Tensor:
+    """Elementwise maximum of `x` over all ranks, as a new tensor. Collective: every rank calls it."""
+    if world() == 1:
+        return x
+    found = x.clone()
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return found
+
+
 def broadcast(tensors: Sequence[Tensor]) -> None:
     """Overwrite `tensors` with those of rank 0. Collective: every rank calls it."""
     if world() > 1:

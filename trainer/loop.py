@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from configs.schema import RunConfig
 from pipelines.batch import Batch
 from trainer import collectives, reproducible
+from trainer.agreement import Agreement, Wish
 from trainer.backward import backward, encode, pieces_of
 from trainer.optim import set_rate
 from trainer.schedules import learning_rate
@@ -42,17 +43,19 @@ class Hooks:
     evaluate: Callable[[nn.Module], dict[str, float]] | None
     log: Callable[[int, dict[str, float]], None]
     save: Callable[[int, int], None]  # (step, position)
+    wish: Callable[[], Wish] = lambda: Wish.NONE  # this rank's own, asked for at the same steps on every rank
+    beat: Callable[[int], None] = lambda step: None  # a sign of life, each step
 
 
-def fit(config: RunConfig, training: Training, stream: Stream, hooks: Hooks, *, start: int, steps: int) -> None:
-    """Train from step `start` (0: from the beginning) to `steps`. Collective: every rank calls it.
+def fit(config: RunConfig, training: Training, stream: Stream, hooks: Hooks, *, start: int, steps: int) -> int:
+    """Train from step `start` (0: from the beginning) to `steps`; returns the last one done. Collective: every rank calls it.
 
-    Ends earlier where `train.early_stop` says so.
+    Ends earlier where `train.early_stop` says so, and where a rank wishes to stop; the state is saved then too.
     Raises Unrecoverable when the loss or the gradient is no longer finite.
     """
     settings, control = config.train, training.control
     if control.ended:
-        return
+        return start
     encoder, objective = training.encoder, training.objective
     if not settings.reproducible:
         encoder = collectives.data_parallel(encoder)
@@ -63,6 +66,7 @@ def fit(config: RunConfig, training: Training, stream: Stream, hooks: Hooks, *, 
     if start == 0 and hooks.evaluate is not None:
         hooks.log(0, hooks.evaluate(training.average.module))
     meter = _Meter(stream, start, device)
+    agreement = Agreement(hooks.wish, start, device)
     for step in range(start + 1, steps + 1):
         rate = learning_rate(config.optim, step, steps)
         set_rate(training.optimizer, rate)
@@ -70,7 +74,8 @@ def fit(config: RunConfig, training: Training, stream: Stream, hooks: Hooks, *, 
         pieces = pieces_of(batch, settings.micro_batch)  # read on the host, before the batch leaves it
         batch = batch.pin().to(device) if device.type == "cuda" else batch
         due = [step % every == 0 or step == steps for every in (settings.log_every, settings.evaluate_every)]
-        keep = step % settings.checkpoint_every == 0 or step == steps
+        wish = agreement.at(step)
+        keep = step % settings.checkpoint_every == 0 or step == steps or wish is not Wish.NONE
         keys = None if training.keys is None else training.keys.module
         if settings.reproducible:
             assert pieces is not None
@@ -104,8 +109,10 @@ def fit(config: RunConfig, training: Training, stream: Stream, hooks: Hooks, *, 
             hooks.log(step, numbers)
         if keep or control.ended:
             hooks.save(step, stream.position)
-        if control.ended:
-            return
+        hooks.beat(step)
+        if control.ended or wish is Wish.STOP:
+            return step
+    return steps
 
 
 class _Meter:

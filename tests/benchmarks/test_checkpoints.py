@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from cluster import launch
+from cluster.job import Job
 from cluster.paths import absolute
 from cluster.resume import histories_of
 from cluster.runfolder import RunFolder, read_lines
-from cluster.worker import Job
 from configs.load import load_config
 from pipelines.mixture import open_sources
 from tests.benchmarks.measure import FULL, table

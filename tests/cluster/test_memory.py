@@ -9,8 +9,9 @@ import torch
 
 from cluster import worker
 from cluster.context import single
+from cluster.job import Job, refuse_useless
 from cluster.memory import memory_advice, out_of_memory
-from cluster.worker import Job, refuse_useless, worker_main
+from cluster.worker import worker_main
 from configs.errors import Unrecoverable
 from configs.load import parse_config
 from configs.schema import RunConfig

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cluster.worker import plain
+from cluster.building import plain
 from configs.schema import Data
 from pipelines.decode import decode
 from pipelines.geometry import place, whole
