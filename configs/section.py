@@ -26,6 +26,7 @@ Seconds = Annotated[float, Field(gt=0.0, le=30 * 24 * 3600)]  # a month; threads
 Sigma = Annotated[float, Field(gt=0.0, le=16.0)]
 Steps = Annotated[int, Field(ge=1, le=10**9)]
 Records = Annotated[int, Field(ge=1, le=2**24)]  # of a batch
+Dim = Annotated[int, Field(ge=1, le=2**16)]  # of vectors
 Place = Annotated[str, Field(min_length=1), AfterValidator(_usable)]  # a path or a URL
 
 
