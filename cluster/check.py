@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,10 +12,14 @@ import torch
 from torch import nn
 
 from cluster.building import objective_for
+from cluster.disk import check_database, check_places
+from cluster.estimate import allowance, refuse_too_much, worker_bytes
 from cluster.promotion import check_model_name
 from cluster.store import tracking_uri
 from cluster.warm import weights_of
+from configs.registry import given
 from configs.schema import RunConfig
+from pipelines.batch import Batch
 from pipelines.growth import History
 from pipelines.manifest import Manifest
 from pipelines.mixture import class_shares, open_sources
@@ -56,17 +59,21 @@ def check(config: RunConfig, histories: Sequence[History] | None = None) -> Fact
     eval_samples = _check_eval(config, manifest)
     _check_tracking(config)
     _check_schedule(config, steps)
-    encoder = build_encoder(config.encoder, config.data.image_size)
+    with allowance(given("encoder", config.encoder)):
+        encoder = build_encoder(config.encoder, config.data.image_size)
     if config.encoder.init is not None:
         start_from(encoder, weights_of(config), skip=config.encoder.init_skip)
-    objective = objective_for(config, manifest, encoder)
+    with allowance(_given_to_losses(config)):
+        objective = objective_for(config, manifest, encoder)
     build_optimizer(config.optim, [encoder, objective])
     _try_objective(config, manifest, objective, encoder)
     _check_encoder(config, encoder)
     _check_eval_vectors(config, int(encoder.dim))  # type: ignore[arg-type]
     _check_shards(config)
     parameters = sum(p.numel() for p in encoder.parameters())
-    _check_disk(config, parameters)
+    check_places(config, parameters)
+    shares = worker_bytes(config, manifest, encoder, objective)
+    refuse_too_much(config, shares)
     units = config.data.batch // (config.data.per_class or 1)
     return Facts(
         kind=manifest.kind,
@@ -75,7 +82,7 @@ def check(config: RunConfig, histories: Sequence[History] | None = None) -> Fact
         steps=steps,
         epochs=steps * units / per_epoch,
         parameters=parameters,
-        worker_bytes=_memory(config, manifest, encoder, parameters),
+        worker_bytes=sum(shares.values()),
     )
 
 
@@ -91,7 +98,7 @@ def open_training(config: RunConfig) -> Manifest:
     """The data to train on. Raises ValueError that names the setting."""
     try:
         return open_sources(config.data.train, config.data.cache)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         raise ValueError(f"data.train: {error}") from error
 
 
@@ -130,7 +137,7 @@ def _check_eval(config: RunConfig, train: Manifest) -> int:
         return 0
     try:
         manifest = Manifest.open(config.data.eval, cache=config.data.cache)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         raise ValueError(f"data.eval: {error}") from error
     if manifest.kind == "labelled" and int(manifest.classes.counts.max()) < 2:
         raise ValueError(f"data.eval: no class in {config.data.eval} has two images, so nothing can be found; add images")
@@ -152,7 +159,9 @@ def _check_tracking(config: RunConfig) -> None:
         raise ValueError("tracking.register: a model is registered with its metrics, so data.eval must be given")
     if tracking.register_as is not None:
         check_model_name(tracking.register_as)
-    tracking_uri(tracking, Path(config.cluster.storage))
+    uri = tracking_uri(tracking, Path(config.cluster.storage))
+    if tracking.enabled:
+        check_database(uri)
 
 
 def _check_encoder(config: RunConfig, encoder: nn.Module) -> None:
@@ -175,57 +184,33 @@ def _check_shards(config: RunConfig) -> None:
 
 def _try_objective(config: RunConfig, manifest: Manifest, objective: nn.Module, encoder: nn.Module) -> None:
     """Let the loss see a few records of this very data: one that needs pairs, classes or targets says so now."""
-    size = min(config.data.batch, 16 * (config.data.per_class or 1))
-    few = config.data.model_copy(update={"batch": size, "prefetch": 1, "threads": 1, "max_bad_fraction": 1.0})
-    with Loader(manifest, few, seed=config.seed) as stream:
-        batch = next(stream)
-    vectors = torch.randn(batch.num_images, int(encoder.dim))  # type: ignore[arg-type]
+    batch = _few_records(config, manifest)
+    vectors = torch.randn(batch.num_images, int(encoder.dim), requires_grad=True)  # type: ignore[arg-type]
     try:
-        compare(objective, vectors, batch)
-    except ValueError as error:
+        value, _ = compare(objective, vectors, batch)
+        learned = [vectors, *(p for p in objective.parameters() if p.requires_grad)]
+        grads = torch.autograd.grad(value, learned, allow_unused=True)
+    except (ValueError, RuntimeError) as error:
         raise ValueError(f"loss {' + '.join(part.name for part in config.loss)} on {manifest.kind} data: {error}") from error
-
-
-def _check_disk(config: RunConfig, parameters: int) -> None:
-    place = config.cluster.checkpoints or config.cluster.storage
-    if "://" in place:
-        return
-    folder = Path(place).expanduser().absolute()
-    while not folder.exists():
-        folder = folder.parent
-    copies = 4 if config.train.ema else 3
-    size = 8 if config.train.precision == "fp64" else 4
-    kept = config.train.keep + config.train.keep_best + 1  # and the one that is being written
-    needed, free = parameters * size * copies * kept, shutil.disk_usage(folder).free
-    if needed > free:
-        raise RuntimeError(
-            f"cluster.{'checkpoints' if config.cluster.checkpoints else 'storage'}: {folder} has {free / 1e9:.1f} GB free, "
-            f"{kept} checkpoints need {needed / 1e9:.1f} GB; free some, lower train.keep or name another disk"
+    if not all(bool(torch.isfinite(t).all()) for t in (value, *grads) if t is not None):
+        raise ValueError(
+            f"loss: {float(value.detach())} on random vectors, or its gradient is not finite, with {_given_to_losses(config)}; "
+            "take usual numbers"
         )
 
 
-def _memory(config: RunConfig, manifest: Manifest, encoder: nn.Module, parameters: int) -> int:
-    """Bytes of one worker: weights, gradients, two moments, and what autograd keeps of the largest piece."""
-    images_per_record = {"pair": 2, "labelled_pair": 2, "triplet": 3}.get(manifest.kind, 1)
-    records = math.ceil(config.data.batch / config.cluster.least_workers)
-    if config.train.micro_batch is not None:
-        records = min(records, config.train.micro_batch)
-    size = 8 if config.train.precision == "fp64" else 4
-    activations = _saved_bytes(encoder, config.data.image_size) * records * images_per_record * size // 4
-    sums = 16 if config.train.reproducible else 0  # of gradients in float64, before and after the all-reduce
-    return (4 * size + sums) * parameters + activations
+def _given_to_losses(config: RunConfig) -> str:
+    return "; ".join(given("loss", part) for part in config.loss)
 
 
-def _saved_bytes(encoder: nn.Module, image_size: int) -> int:
-    """What autograd keeps for one image, in bytes, measured on two."""
-    kept: dict[int, int] = {}
-    own = {p.data_ptr() for p in encoder.parameters()}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.data_ptr() not in own:
-            kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        encoder(torch.zeros(2, 3, image_size, image_size))
-    return sum(kept.values()) // 2
+def _few_records(config: RunConfig, manifest: Manifest) -> Batch:
+    """A small batch of the training data, whose images are as good as empty. Raises ValueError when none can be read."""
+    size = min(config.data.batch, 16 * (config.data.per_class or 1))
+    small = {"batch": size, "prefetch": 1, "threads": 1, "image_size": 8}
+    bad: list[str] = []
+    few = config.data.model_copy(update={**small, "max_bad_fraction": 1.0, "max_bad_shard_fraction": 1.0})
+    with Loader(manifest, few, seed=config.seed, on_bad=lambda report: bad.append(str(report["reason"]))) as stream:
+        batch = next(stream)
+        if stream.bad == stream.images:
+            raise ValueError(f"data.train: none of the first {stream.images} images can be used: {bad[0]} (data.max_pixels?)")
+    return batch

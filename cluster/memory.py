@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from pathlib import Path
 
 import torch
 
@@ -12,6 +14,15 @@ from configs.schema import RunConfig
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the GPU's or the machine's memory is used up."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def machine_bytes() -> int:
+    """Memory that this machine has, or this container may use."""
+    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        text = limit.read_text().strip() if limit.exists() else "max"
+        most = min(most, int(text)) if text.isdecimal() else most
+    return most
 
 
 def memory_advice(config: RunConfig, error: BaseException) -> str:

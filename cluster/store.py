@@ -41,6 +41,8 @@ def tracking_uri(tracking: Tracking, storage: Path) -> str:
         raise ValueError(
             f"tracking.uri {redact(uri)!r} is no MLflow server or database; give http://HOST:PORT or sqlite:///FILE"
         )
+    if scheme == "sqlite" and not uri.partition(":///")[2]:
+        raise ValueError(f"tracking.uri {uri!r} names no file; give sqlite:///FILE")
     if scheme == "sqlite":
         return f"sqlite:///{Path(uri.partition(':///')[2]).resolve()}"
     return uri

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from configs.plain import refuse_odd, shorten
 from configs.registry import suggest
 from configs.schema import RunConfig
 
@@ -18,10 +19,12 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML which refuses a key given twice and reads 1e-3 as a number."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        if not isinstance(node, yaml.MappingNode):
+            raise yaml.constructor.ConstructorError(None, None, "expected a mapping", node.start_mark)
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, (dict, list)):
+            if not isinstance(key, Hashable):
                 raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
@@ -41,6 +44,10 @@ def _number(loader: yaml.SafeLoader, node: Any) -> Any:
 _Loader.add_implicit_resolver("!exponent", re.compile(r"^[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
 _Loader.add_constructor("!exponent", _number)
 
+# What PyYAML's own constructors raise for a tag whose value is none of its kind (`!!bool maybe`, `!!timestamp soon`).
+_NOT_YAML = (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError)
+MOST_BYTES = 2**20  # of a file
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file, apply `key.path=value` overrides and validate.
@@ -56,9 +63,13 @@ def parse_config(settings: Mapping[str, Any], overrides: Sequence[str] = (), *, 
     for override in overrides:
         _set(tree, override)
     try:
+        refuse_odd(tree)
+    except ValueError as error:
+        raise ValueError(f"{where}:\n  {error}") from error
+    try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        lines = "\n".join(f"  {_explain(detail)}" for detail in error.errors())
+        lines = "\n".join(f"  {line}" for line in dict.fromkeys(_explain(detail) for detail in error.errors()))
         raise ValueError(f"{where}:\n{lines}") from error
 
 
@@ -69,11 +80,15 @@ def dump_config(config: RunConfig) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+        text = data.decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text file in UTF-8") from error
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from error
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"{path}: more than {MOST_BYTES // 2**20} MiB, which is no config")
     tree = _yaml(text, str(path))
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: expected a mapping of settings, got {type(tree).__name__}")
@@ -83,8 +98,9 @@ def _read(path: Path) -> dict[str, Any]:
 def _yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ValueError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+    except _NOT_YAML as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise ValueError(f"{where}: not valid YAML: {reason}") from error
 
 
 def _set(tree: dict[str, Any], override: str) -> None:
@@ -97,7 +113,7 @@ def _set(tree: dict[str, Any], override: str) -> None:
         index = _index(place, parent, override)
         inner = place[index] if isinstance(place, list) else place.get(index)
         if inner is not None and not isinstance(inner, (dict, list)):
-            raise ValueError(f"--set {override!r}: {parent!r} holds {_shorten(inner)}, not a section")
+            raise ValueError(f"--set {override!r}: {parent!r} holds {shorten(inner)}, not a section")
         place[index] = list(inner) if isinstance(inner, list) else dict(inner or {})  # a copy: the caller's stays as it was
         place = place[index]
     place[_index(place, last, override)] = _yaml(text, f"--set {override!r}")
@@ -115,7 +131,7 @@ def _index(place: Any, key: str, override: str) -> Any:
 
 
 def _explain(detail: Any) -> str:
-    path = ".".join(str(part) for part in detail["loc"])
+    path = ".".join(str(part) for part in detail["loc"] if not _is_type(part))
     if detail["type"] == "extra_forbidden":
         key = str(detail["loc"][-1])
         elsewhere = [f"{section}.{key}" for section in _fields(()) if key in _fields((section,))]
@@ -125,16 +141,16 @@ def _explain(detail: Any) -> str:
     message = str(detail["msg"]).removeprefix("Value error, ")
     if detail["type"] == "value_error":
         return f"{path}: {message}" if path else message
-    return f"{path}: {message}, got {_shorten(detail['input'])}"
+    return f"{path}: {message}, got {shorten(detail['input'])}"
+
+
+def _is_type(part: Any) -> bool:
+    """Whether a part of pydantic's path is no setting but one of the types that it may have (`constrained-int`)."""
+    return isinstance(part, str) and (part in ("int", "str", "float", "bool") or re.search(r"[\[-]", part) is not None)
 
 
 def _did_you_mean(paths: Sequence[str]) -> str:
     return f"did you mean {' or '.join(paths)}?" if paths else ""
-
-
-def _shorten(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _fields(path: Sequence[Any]) -> list[str]:

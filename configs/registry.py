@@ -9,8 +9,9 @@ import typing
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from configs.plain import shorten
 from configs.schema import Part
 
 PARTS: dict[str, dict[str, str]] = {
@@ -60,30 +61,44 @@ def resolve(kind: str, name: str) -> Callable[..., Any]:
     """
     target = PARTS[kind].get(name, name)
     if ":" not in target:
-        raise ValueError(f"unknown {kind} {name!r}; {suggest(name, PARTS[kind])}")
+        raise ValueError(f"{_setting(kind)}unknown {kind} {name!r}; {suggest(name, PARTS[kind])}")
     module, _, attribute = target.partition(":")
     try:
         found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{kind} {name!r} cannot be loaded: {error}") from error
+        inspect.signature(found)
+    except Exception as error:  # whatever a module of the user's own does when it is imported
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{_setting(kind)}{kind} {name!r} cannot be loaded ({reason}); name a MODULE:FUNCTION") from error
     return found
 
 
-def build(kind: str, part: Part, **context: Any) -> Any:
-    """Call the part with its checked options; `context` is what the caller adds, and no user may set it."""
+def build(kind: str, part: Part, returns: type | tuple[type, ...], **context: Any) -> Any:
+    """Call the part with its checked options; `context` is what the caller adds, and no user may set it.
+
+    Raises ValueError naming the key, also when what comes back is nothing of the kind `returns`.
+    """
     function = resolve(kind, part.name)
-    return function(**checked_options(kind, part, function, context), **context)
+    made = function(**checked_options(kind, part, function, context), **context)
+    require(kind, part, made, returns)
+    return made
+
+
+def require(kind: str, part: Part, made: object, returns: type | tuple[type, ...]) -> None:
+    """Raise ValueError when what a part made is nothing of the kind `returns`."""
+    if not isinstance(made, returns):
+        wanted = " or ".join(one.__name__ for one in (returns if isinstance(returns, tuple) else (returns,)))
+        raise ValueError(f"{kind}.name: {part.name!r} makes a {type(made).__name__}, but a {wanted} is needed")
 
 
 def checked_options(
     kind: str, part: Part, function: Callable[..., Any], context: Iterable[str], also: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """`part.options` converted to the types in the function's signature.
+    """`part.options` converted to the types in the function's signature, whose bounds they must keep.
 
     Names in `also` belong to somebody else and are left out. Raises ValueError naming the key.
     """
     signature = inspect.signature(function)
-    hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function, include_extras=True)
     known = [name for name in signature.parameters if name not in context]
     options = {}
     for key, value in part.options.items():
@@ -91,14 +106,31 @@ def checked_options(
             continue
         if key not in known:
             raise ValueError(f"{kind}.{key}: {kind} {part.name!r} has no such option; {suggest(key, [*known, *also])}")
-        try:
-            options[key] = TypeAdapter(hints.get(key, Any)).validate_python(value)
-        except ValidationError as error:
-            raise ValueError(f"{kind}.{key}: {error.errors()[0]['msg']}, got {value!r}") from error
+        options[key] = checked(f"{kind}.{key}", value, hints.get(key, Any))
     for key in known:
         if key not in options and signature.parameters[key].default is inspect.Parameter.empty:
             raise ValueError(f"{kind}.{key}: {kind} {part.name!r} needs this option")
     return options
+
+
+def checked(key: str, value: Any, hint: Any) -> Any:
+    """`value` converted to the type `hint`, which may have bounds; a number is finite. Raises ValueError naming `key`."""
+    try:
+        return TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True)).validate_python(value)
+    except ValidationError as error:
+        details = error.errors()
+        messages = dict.fromkeys(str(detail["msg"]).removeprefix("Value error, ") for detail in details)
+        raise ValueError(f"{key}: {'; or '.join(messages)}, got {shorten(value)}") from error
+
+
+def given(kind: str, part: Part) -> str:
+    """The options that a part was given, as settings, for a message."""
+    return ", ".join(f"{kind}.{key} {shorten(value)}" for key, value in part.options.items()) or f"{kind}.name {part.name!r}"
+
+
+def _setting(kind: str) -> str:
+    """Where the name of a part stands in a config; data sets have no such place."""
+    return "" if kind == "dataset" else f"{kind}.name: "
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from trainer import collectives
@@ -22,6 +23,7 @@ from trainer.objective import unit
 SHARD_ABOVE = 2**24  # numbers: 64 MiB in fp32, three times that with Adam's moments
 BLOCK = 1024  # rows that are drawn from one seed, so that a slice can be drawn alone
 Shard = Literal["auto"] | bool
+Classes = Annotated[int, Field(ge=1, le=2**31)]
 
 
 @dataclass(frozen=True, slots=True)

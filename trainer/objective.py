@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from configs.registry import checked_options, resolve
+from configs.plain import shorten
+from configs.registry import checked, checked_options, require, resolve
 from configs.schema import Part
 from trainer import collectives
 from trainer.combine import Prefixes, Weighted
@@ -50,7 +52,7 @@ def build_objective(
     names = [part.name if sum(p.name == part.name for p in parts) == 1 else f"{part.name}_{i}" for i, part in enumerate(parts)]
     # A pair of weights is contrastive's own option; one number is the part's share of the sum.
     scalar = [part for part in parts if isinstance(part.options.get("weight"), (int, float))]
-    weights = [float(part.options["weight"]) if part in scalar else 1.0 for part in parts]
+    weights = [checked("loss.weight", part.options["weight"], float) if part in scalar else 1.0 for part in parts]
     bare = [_without(part, "weight") if part in scalar else part for part in parts]
     given = {"dim": dim, "groups": groups, "counts": counts}
     return Weighted(
@@ -60,16 +62,21 @@ def build_objective(
 
 
 def _build(part: Part, known: Mapping[str, int | None]) -> nn.Module:
-    dims = part.options.get("matryoshka")
+    dims = checked("loss.matryoshka", part.options.get("matryoshka"), list[int] | None)
     part = _without(part, "matryoshka")
     function = resolve("loss", part.name)
     asked = inspect.signature(function).parameters
+    for name, value in known.items():
+        if name in asked and value is not None and part.options.get(name, value) != value:
+            raise ValueError(f"loss.{name}: {shorten(part.options[name])} where data and encoder have {value}; leave it out")
     filled = {name: value for name, value in known.items() if value is not None and name in asked}
     part = Part.model_validate({"name": part.name, **filled, **part.options})
     engine = [name for name in inspect.signature(Objective).parameters if name != "loss"]
     own = checked_options("loss", part, function, context=(), also=[*engine, "matryoshka"])
     shared = Part.model_validate({"name": part.name, **{k: v for k, v in part.options.items() if k in engine}})
-    objective = Objective(function(**own), **checked_options("loss", shared, Objective, context=["loss"]))
+    loss = function(**own)
+    require("loss", part, loss, (RowLoss, Family))
+    objective = Objective(loss, **checked_options("loss", shared, Objective, context=["loss"]))
     if dims is None:
         return objective
     if objective.memory is not None:
@@ -97,13 +104,13 @@ class Objective(nn.Module):
         normalize: bool = True,
         queries: Literal["all", "anchors"] = "all",
         candidates: Literal["all", "other_view"] = "all",
-        memory: int = 0,
-        memory_start: int = 0,
+        memory: Annotated[int, Field(ge=0, le=2**31)] = 0,
+        memory_start: Annotated[int, Field(ge=0, le=10**9)] = 0,
         ignore_above: float | None = None,
         ignore_above_ratio: float | None = None,
         ignore_closer_than: float | None = None,
         wire: Literal["fp32", "bf16"] = "fp32",
-        chunk_bytes: int | None = None,
+        chunk_bytes: Annotated[int, Field(ge=1, le=2**40)] | None = None,
     ) -> None:
         super().__init__()
         if chunk_bytes is not None and chunk_bytes <= 0:

@@ -40,7 +40,8 @@ def build_optimizer(optim: Optim, modules: Iterable[nn.Module]) -> torch.optim.O
         ]
     given = {key: getattr(optim, key) for key in OPTIONS if getattr(optim, key) is not None}
     part = Part.model_validate({"name": optim.name, **given})
-    optimizer: torch.optim.Optimizer = build("optim", part, groups=[g for g in groups if g["params"]], lr=optim.lr)
+    kept = [g for g in groups if g["params"]]
+    optimizer: torch.optim.Optimizer = build("optim", part, torch.optim.Optimizer, groups=kept, lr=optim.lr)
     return optimizer
 
 

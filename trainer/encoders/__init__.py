@@ -15,7 +15,9 @@ def build_encoder(part: Encoder, image_size: int) -> nn.Module:
     It may have `stages` (see `stages_of`), `undecayed` (names of weights without decay) and `about` (facts for the model card).
     Raises ValueError for an unknown name or option.
     """
-    encoder: nn.Module = build("encoder", part, image_size=image_size)
+    encoder: nn.Module = build("encoder", part, nn.Module, image_size=image_size)
+    if not isinstance(getattr(encoder, "dim", None), int):
+        raise ValueError(f"encoder.name: {part.name!r} has no attribute `dim`, the length of its vectors; give it one")
     if part.freeze:
         freeze(encoder, part.freeze)
     if part.freeze_batchnorm:

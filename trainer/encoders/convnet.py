@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from configs.section import Dim
 from trainer.objective import unit
+
+Side = Annotated[int, Field(ge=1, le=2048)]
+Widths = Annotated[Sequence[Annotated[int, Field(le=2**14)]], Field(max_length=16)]
 
 
 class ConvNet(nn.Module):
@@ -26,12 +32,12 @@ class ConvNet(nn.Module):
     def __init__(
         self,
         image_size: int,
-        dim: int = 128,
-        patch: int = 4,
-        widths: Sequence[int] = (64, 128),
-        blocks: int = 2,
-        grid: int = 3,
-        dropout: float = 0.0,
+        dim: Dim = 128,
+        patch: Side = 4,
+        widths: Widths = (64, 128),
+        blocks: Annotated[int, Field(ge=1, le=256)] = 2,
+        grid: Side = 3,
+        dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -104,6 +110,7 @@ def _check(image_size: int, dim: int, patch: int, widths: Sequence[int], blocks:
     smallest = image_size // patch // 2 ** (len(widths) - 1)
     if smallest < grid:
         raise ValueError(
-            f"encoder: images of {image_size} pixels leave {smallest} x {smallest} positions after patch {patch} and "
-            f"{len(widths)} stages, fewer than grid {grid}; use a smaller patch or grid, or larger images"
+            f"encoder.grid: images of {image_size} pixels (data.image_size) leave {smallest} x {smallest} positions after "
+            f"encoder.patch {patch} and {len(widths)} encoder.widths, fewer than grid {grid}; use a smaller patch or grid, or "
+            "larger images"
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from configs.section import Dim
 from trainer.encoders.freeze import freeze_unused
 from trainer.encoders.licence import UNKNOWN
 from trainer.encoders.pixels import Normalise
@@ -25,7 +26,7 @@ class Timm(nn.Module):
     """
 
     def __init__(
-        self, image_size: int, model: str, dim: int | None = None, weights: bool = True, checkpointing: bool = False
+        self, image_size: int, model: str, dim: Dim | None = None, weights: bool = True, checkpointing: bool = False
     ) -> None:
         super().__init__()
         self.image_size, self.checkpointing = image_size, checkpointing

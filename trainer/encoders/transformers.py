@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from configs.section import Dim
 from trainer.encoders.freeze import freeze_unused
 from trainer.encoders.licence import licence_of
 from trainer.encoders.pixels import Normalise
@@ -31,7 +32,7 @@ class Transformers(nn.Module):
         self,
         image_size: int,
         path: str,
-        dim: int | None = None,
+        dim: Dim | None = None,
         pool: Literal["first", "mean", "pooler"] = "first",
         weights: bool = True,
         checkpointing: bool = False,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from trainer.centres import Shard
+from configs.section import Dim
+from trainer.centres import Classes, Shard
 from trainer.distance import safe_sqrt
 from trainer.losses.softmax_head import SoftmaxHead
 
@@ -25,11 +28,11 @@ class ArcFace(SoftmaxHead):
 
     def __init__(
         self,
-        num_classes: int,
-        dim: int,
+        num_classes: Classes,
+        dim: Dim,
         margin: float = 0.5,
         scale: float = 64.0,
-        sub_centers: int = 1,
+        sub_centers: Annotated[int, Field(ge=1, le=1024)] = 1,
         margin_min: float | None = None,
         shard: Shard = "auto",
     ) -> None:

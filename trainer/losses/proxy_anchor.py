@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.centres import Centres, Samples, Shard, Share
+from configs.section import Dim
+from trainer.centres import Centres, Classes, Samples, Shard, Share
 from trainer.losses.softmax import exp_rows_
 
 
@@ -17,7 +18,7 @@ class ProxyAnchor(Centres):
     Rows of unknown groups are no one's negatives. Source: Kim et al. 2020, eq. 4.
     """
 
-    def __init__(self, num_classes: int, dim: int, margin: float = 0.1, alpha: float = 32.0, shard: Shard = "auto") -> None:
+    def __init__(self, num_classes: Classes, dim: Dim, margin: float = 0.1, alpha: float = 32.0, shard: Shard = "auto") -> None:
         super().__init__(num_classes, dim, shard=shard)
         if not alpha > 0:
             raise ValueError(f"loss.alpha: must be above 0, got {alpha}")

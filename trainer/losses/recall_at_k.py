@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from trainer import mining
 from trainer.rows import RowLoss, Rows, Terms
 
+Ranks = Sequence[Annotated[int, Field(ge=1, le=2**31)]]
 NOTHING = -50.0  # sigmoids below are 0: denormal numbers would slow down the matrix products threefold
 KEPT = 3  # sigmoids of a row against all candidates that are not computed twice
 
@@ -26,7 +29,12 @@ class RecallAtK(RowLoss):
 
     temporaries = 4 + KEPT
 
-    def __init__(self, k: Sequence[int] = (1, 2, 4, 8, 16), anneal: float = 0.01, temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        k: Ranks = (1, 2, 4, 8, 16),
+        anneal: float = 0.01,
+        temperature: float = 1.0,
+    ) -> None:
         super().__init__()
         for name, value in (("anneal", anneal), ("temperature", temperature), ("k", min(k, default=0))):
             if not value > 0:

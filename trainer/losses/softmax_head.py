@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from configs.section import Dim
 from trainer import collectives
-from trainer.centres import Centres, Samples, Shard, Share
+from trainer.centres import Centres, Classes, Samples, Shard, Share
 
 
 class SoftmaxHead(Centres):
@@ -19,7 +20,7 @@ class SoftmaxHead(Centres):
     cosine = False
     scale = 1.0
 
-    def __init__(self, num_classes: int, dim: int, bias: bool = True, shard: Shard = "auto") -> None:
+    def __init__(self, num_classes: Classes, dim: Dim, bias: bool = True, shard: Shard = "auto") -> None:
         super().__init__(num_classes, dim, bias=bias, shard=shard)
 
     def target_logit(self, own: Tensor, label: Tensor) -> Tensor:
