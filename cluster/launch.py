@@ -54,6 +54,7 @@ def _run_local(job: Job) -> None:
 def _spawn(job: Job) -> None:
     from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
 
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it tells of every rank that it ends
     world = job.config.cluster.workers
     folder = tempfile.mkdtemp(prefix="nearfar-")
     # Joined by polling, so that Ctrl-C reaches this process between polls and the ranks end with it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from cluster.resume import histories_of
 from cluster.runfolder import RunFolder
 from cluster.tracking import DatasetRef, Tracker, git_commit
 from cluster.worker import Job
-from configs.errors import Unrecoverable
+from configs.errors import DiskFull, Unrecoverable, naming_full_disk
 from configs.schema import RunConfig
 from pipelines.manifest import Manifest
 
@@ -67,7 +68,8 @@ def train(
         _announce(config, facts, local=local, address=address)
         with following(folder.metrics, folder.hashes, facts.steps):
             launch.run(job, local=local, address=address)
-        result = conclude(config, folder, facts, tracker, started=started)
+        with naming_full_disk(folder.path):
+            result = conclude(config, folder, facts, tracker, started=started)
         status = "FINISHED"
         return result
     except (KeyboardInterrupt, SystemExit) as interrupt:  # Ray answers Ctrl-C by leaving
@@ -81,7 +83,8 @@ def train(
         raise JobFailed(f"run {config.name!r} failed: {error}\nafter mending it, continue with --resume") from error
     finally:
         if status != "FINISHED":
-            folder.write_result({"status": status, "wall_s": time.time() - started})
+            with suppress(DiskFull):  # which is told of already
+                folder.write_result({"status": status, "wall_s": time.time() - started})
             if tracker is not None:
                 tracker.finish(status, timeout_s=10)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -78,24 +79,29 @@ def worker_main(context: RankContext, job: Job) -> None:
 def _stop(job: Job, reason: str) -> Unrecoverable:
     """The error, with its reason left for the driver and for ranks that are started again."""
     attempts.ended(job.run, reason, sure=True)
-    with suppress(OSError):  # of a full disk
-        write_atomically(_stop_file(job), reason)
+    for file in _stop_files(job):
+        with suppress(OSError):
+            write_atomically(file, reason)
+            break
     return Unrecoverable(reason)
 
 
 def refuse_useless(job: Job) -> None:
     """Raise Unrecoverable when a rank of this launch has left a reason."""
-    if _stop_file(job).exists():
-        raise Unrecoverable(_stop_file(job).read_text(encoding="utf-8"))
+    for file in _stop_files(job):
+        if file.exists():
+            raise Unrecoverable(file.read_text(encoding="utf-8"))
 
 
 def forget(job: Job) -> None:
     """Remove what a launch leaves for its own restarts only."""
-    _stop_file(job).unlink(missing_ok=True)
+    for file in _stop_files(job):
+        file.unlink(missing_ok=True)
 
 
-def _stop_file(job: Job) -> Path:
-    return job.run / f".stop-{job.launch_id}"
+def _stop_files(job: Job) -> list[Path]:
+    """Where the reason may be: with the run, or, when that disk is full, with this machine's temporary files."""
+    return [job.run / f".stop-{job.launch_id}", Path(tempfile.gettempdir()) / f"nearfar-stop-{job.launch_id}"]
 
 
 def _train(context: RankContext, job: Job) -> None:
