@@ -144,7 +144,8 @@ def test_a_full_disk_stops_with_one_message_and_the_checkpoint_before_still_load
     checkpoints.save(disk, snapshot(1.0), about(1), keep=9)
     big = {"weight": torch.zeros(400_000)}
     taken = Snapshot({"encoder": big}, {}, {}) if large == "modules" else Snapshot({}, {"state": {0: big}}, {})
-    with pytest.raises(Unrecoverable, match=rf"cannot write the checkpoint {disk}/step-00000002: No space left on device; free some space"):
+    where = f"{disk}/step-00000002"
+    with pytest.raises(Unrecoverable, match=f"cannot write the checkpoint {where}: No space left on device; free some space"):
         checkpoints.save(disk, taken, about(2), keep=1)
     saved = checkpoints.newest(disk)
     assert saved is not None
