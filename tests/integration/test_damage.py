@@ -43,6 +43,7 @@ def test_a_damaged_checkpoint_is_passed_over_whatever_is_wrong_with_it(small: Re
     last = checkpoints.newest(store)
     assert last is not None
     assert last.step >= 12, "there is one before"
+    assert last.position == last.step * 32 // 2, "the units of all batches so far"
     tried = 0
     for file in sorted((store / last.name).iterdir()):
         data = file.read_bytes()
