@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import parent_process
 from pathlib import Path
 
 import torch
@@ -38,12 +39,28 @@ def single(*, gpu: bool) -> RankContext:
 
 def spawned(rank: int, world: int, store: Path, *, gpu: bool, timeout_s: float) -> RankContext:
     """A rank of a local process group that meets at the file `store`."""
+    _end_with_driver()
     os.dup2(2, 1)  # stdout is the driver's: what a library prints there must not get into a result
     heard: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: heard.append(number))
     device = device_of(rank, gpu=gpu)
     collectives.join(rank, world, store, device=device, timeout_s=timeout_s)
     return RankContext(rank, world, rank, device, terminated=lambda: bool(heard))
+
+
+def _end_with_driver() -> None:
+    """Have the kernel kill this process when its driver dies: a rank that lived on would write into what a new one resumes.
+
+    torch asks for SIGINT, which whoever was started in the background of a shell ignores.
+    """
+    if sys.platform != "linux":
+        return
+    from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
+
+    _prctl_pr_set_pdeathsig(signal.SIGKILL)
+    driver = parent_process()
+    if driver is not None and os.getppid() != driver.pid:  # it died before the kernel was asked
+        os._exit(1)
 
 
 def finish() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -40,22 +41,26 @@ class Job:
 def stop(job: Job, reason: str) -> Unrecoverable:
     """The error, with its reason left for the driver and for ranks that are started again."""
     attempts.ended(job.run, reason, sure=True)
-    with suppress(OSError):  # of a full disk
-        write_atomically(_stop_file(job), reason)
+    for file in _stop_files(job):
+        with suppress(OSError):
+            write_atomically(file, reason)
+            break
     return Unrecoverable(reason)
 
 
 def refuse_useless(job: Job) -> None:
     """Raise Unrecoverable when a rank of this launch has left a reason."""
-    if _stop_file(job).exists():
-        raise Unrecoverable(_stop_file(job).read_text(encoding="utf-8"))
+    for file in _stop_files(job):
+        if file.exists():
+            raise Unrecoverable(file.read_text(encoding="utf-8"))
 
 
 def forget(job: Job) -> None:
     """Remove what a launch leaves for its own restarts only."""
-    for file in (_stop_file(job), job.request, job.stopped):
+    for file in (*_stop_files(job), job.request, job.stopped):
         file.unlink(missing_ok=True)
 
 
-def _stop_file(job: Job) -> Path:
-    return job.run / f".stop-{job.launch_id}"
+def _stop_files(job: Job) -> list[Path]:
+    """Where the reason may be: with the run, or, when that disk is full, with this machine's temporary files."""
+    return [job.run / f".stop-{job.launch_id}", Path(tempfile.gettempdir()) / f"nearfar-stop-{job.launch_id}"]

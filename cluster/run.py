@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from cluster.resume import histories_of
 from cluster.runfolder import RunFolder
 from cluster.stopping import Stopping
 from cluster.tracking import DatasetRef, Tracker, git_commit
-from configs.errors import Unrecoverable
+from configs.errors import DiskFull, Unrecoverable, naming_full_disk
 from configs.schema import RunConfig
 from pipelines.manifest import Manifest
 
@@ -80,7 +81,8 @@ def train(
             _announce(config, facts, local=local, address=address)
             with following(folder, facts.steps):
                 launch.run(job, stopping, local=local, address=address)
-            result = conclude(config, folder, facts, tracker, started=started)
+            with naming_full_disk(folder.path):
+                result = conclude(config, folder, facts, tracker, started=started)
             status = "FINISHED"
             return result
     except launch.Stopped as stopped:
@@ -97,7 +99,8 @@ def train(
         raise JobFailed(f"run {config.name!r} failed: {error}\nafter mending it, continue with --resume") from error
     finally:
         if status != "FINISHED":
-            folder.write_result({"status": status, "wall_s": time.time() - started})
+            with suppress(DiskFull):  # which is told of already
+                folder.write_result({"status": status, "wall_s": time.time() - started})
             if tracker is not None:
                 tracker.finish(status, timeout_s=10)
 

@@ -6,6 +6,7 @@ init.safetensors  export/  report/  result.json
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from configs.errors import naming_full_disk
 from configs.load import dump_config, load_config
 from configs.schema import RunConfig
 from trainer.stores import Store, open_store
@@ -137,9 +139,15 @@ def note_hash(path: Path, step: int, weights: str) -> None:
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
-    """One JSON object as one line, in one write."""
-    with path.open("ab", buffering=0) as file:
-        file.write((json.dumps(row) + "\n").encode())
+    """One JSON object as one line, in one write. Raises DiskFull, and then leaves no part of it."""
+    line = (json.dumps(row) + "\n").encode()
+    with naming_full_disk(path), path.open("ab", buffering=0) as file:
+        written = file.write(line)
+        if written < len(line):  # the disk took a part; the next line would follow upon it
+            end = file.tell()
+            if end == os.fstat(file.fileno()).st_size:
+                file.truncate(end - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -153,9 +161,15 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def write_atomically(path: Path, text: str) -> None:
+    """Raises DiskFull, and then leaves what was there."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        with naming_full_disk(path):
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

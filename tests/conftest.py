@@ -52,6 +52,18 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "shards"
 
 
+@pytest.fixture(scope="session")
+def emoji_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same emoji by four hands, as shards: train and eval, split by class."""
+    from pipelines.pack import pack
+    from pipelines.sources.emoji import fetch
+
+    folder = tmp_path_factory.mktemp("emoji")
+    fetch(folder / "images")
+    pack(folder / "images", folder / "shards", eval_fraction=0.2, split="class")
+    return folder / "shards"
+
+
 CONFIG = """
 name: {name}
 seed: 3

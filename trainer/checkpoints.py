@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from configs.errors import Unrecoverable
+from configs.errors import Unrecoverable, is_full
 from trainer.retention import superfluous
 from trainer.stores import MANIFEST, Store, name_of, open_store, step_of
 
@@ -80,8 +81,9 @@ def save(store: Store | Path, taken: Snapshot, about: About, *, keep: int, best_
             _write(folder, taken, about)
     except (OSError, RuntimeError, SafetensorError) as error:
         cause = _cause(error)
-        told = f"cannot write the checkpoint {where}: {getattr(cause, 'strerror', None) or str(cause).splitlines()[0]}"
-        if _is_full(cause):
+        full = os.strerror(errno.ENOSPC) if _is_full(cause) else None
+        told = f"cannot write the checkpoint {where}: {getattr(cause, 'strerror', None) or full or str(cause).splitlines()[0]}"
+        if full:
             raise Unrecoverable(f"{told}; free some space; older ones stay") from error
         raise RuntimeError(f"{told}; older ones stay") from error
     try:
@@ -113,7 +115,7 @@ def _cause(error: BaseException) -> BaseException:
 
 def _is_full(cause: BaseException) -> bool:
     if isinstance(cause, OSError):
-        return cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        return is_full(cause)
     return "os error 28" in str(cause) or "os error 122" in str(cause)  # safetensors only cites it
 
 

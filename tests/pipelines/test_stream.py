@@ -45,13 +45,17 @@ def test_ragged_triplets_are_the_same_for_any_world(triplets: Manifest) -> None:
         assert_equal(batch, joined(parts))
 
 
+@pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("per_class", [None, 2])
-def test_a_run_can_go_on_from_any_position(many_shards: Manifest, per_class: int | None) -> None:
+def test_a_run_can_go_on_from_any_position_on_any_number_of_ranks(
+    many_shards: Manifest, per_class: int | None, world: int
+) -> None:
     data = settings(per_class=per_class)
     with Loader(many_shards, data, seed=5) as loader:
         seen = [(loader.position, next(loader)) for _ in range(20)]
     for position, batch in seen[::6]:
-        assert_equal(batch, take(many_shards, data, 1, position=position, world=1)[0])
+        ranks = [take(many_shards, data, 1, position=position, rank=rank, world=world)[0] for rank in range(world)]
+        assert_equal(batch, joined(ranks))
     assert [position for position, _ in seen] == [t * 8 // (per_class or 1) for t in range(20)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,8 +89,8 @@ def test_no_file_of_a_checkpoint_is_forgotten_by_these_tests(tmp_path: Path) -> 
     assert sorted(path.name for path in save(tmp_path, training(1), 1).iterdir()) == sorted(FILES)
 
 
-def flip(data: bytes, at: int) -> bytes:
-    return data[:at] + bytes([data[at] ^ 0x01]) + data[at + 1 :]
+def flip(data: bytes, at: int, bits: int = 1) -> bytes:
+    return data[:at] + bytes([data[at] ^ bits]) + data[at + 1 :]
 
 
 DAMAGE: dict[str, Callable[[bytes], bytes | None]] = {
@@ -121,6 +122,18 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, 
     assert len(found.skipped) == 1
     assert "step-00000002" in found.skipped[0]
     assert name in found.skipped[0]
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name != "state.json"])
+def test_no_flipped_byte_goes_unseen(tmp_path: Path, name: str) -> None:
+    save(tmp_path, training(1), 1)
+    file = save(tmp_path, training(1), 2) / name
+    data = file.read_bytes()
+    for at in {0, len(data) - 1, *random.choices(range(len(data)), k=40)}:
+        file.write_bytes(flip(data, at, random.randrange(1, 256)))
+        found = checkpoints.newest(tmp_path)
+        assert found is not None
+        assert found.step == 1, f"byte {at}"
 
 
 def test_no_flipped_byte_of_the_manifest_changes_what_is_read(tmp_path: Path) -> None:

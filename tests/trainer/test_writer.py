@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from configs.errors import Unrecoverable
+from tests.small_disk import small_disk
 from trainer import checkpoints
 from trainer.checkpoints import About, Snapshot
 from trainer.writer import HostCopy, Writer
@@ -133,28 +134,23 @@ def test_a_run_that_stops_waits_for_its_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", kib=1024) as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("large", ["modules", "optimizer"])
-def test_a_full_disk_stops_with_one_message_and_the_checkpoint_before_still_loads(small_disk: Path, large: str) -> None:
-    checkpoints.save(small_disk, snapshot(1.0), about(1), keep=9)
+def test_a_full_disk_stops_with_one_message_and_the_checkpoint_before_still_loads(disk: Path, large: str) -> None:
+    checkpoints.save(disk, snapshot(1.0), about(1), keep=9)
     big = {"weight": torch.zeros(400_000)}
     taken = Snapshot({"encoder": big}, {}, {}) if large == "modules" else Snapshot({}, {"state": {0: big}}, {})
-    with pytest.raises(Unrecoverable, match=rf"cannot write the checkpoint {small_disk}/step-00000002: .*free some space"):
-        checkpoints.save(small_disk, taken, about(2), keep=1)
-    saved = checkpoints.newest(small_disk)
+    where = f"{disk}/step-00000002"
+    with pytest.raises(Unrecoverable, match=f"cannot write the checkpoint {where}: No space left on device; free some space"):
+        checkpoints.save(disk, taken, about(2), keep=1)
+    saved = checkpoints.newest(disk)
     assert saved is not None
     assert saved.step == 1
-    assert [path.name for path in small_disk.iterdir()] == ["step-00000001"]
+    assert [path.name for path in disk.iterdir()] == ["step-00000001"]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
