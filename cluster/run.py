@@ -10,12 +10,13 @@ from typing import Any, Literal
 from cluster import attempts, launch, warm
 from cluster.check import Facts, check, open_training
 from cluster.context import device_of
+from cluster.description import DatasetRef, git_commit
 from cluster.outcome import conclude
 from cluster.paths import absolute
 from cluster.progress import following, say
 from cluster.resume import histories_of
 from cluster.runfolder import RunFolder
-from cluster.tracking import DatasetRef, Tracker, git_commit
+from cluster.tracking import Tracker
 from cluster.worker import Job
 from configs.errors import Unrecoverable
 from configs.schema import RunConfig

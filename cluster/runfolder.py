@@ -1,7 +1,7 @@
 """The folder of a run: the one place where workers, driver and tools meet.
 
 config.yaml  metrics.jsonl  attempts.jsonl  quarantine.jsonl  hashes.jsonl  checkpoints/  init.safetensors  export/  report/
-result.json
+result.json  tracking.json  description.json
 """
 
 from __future__ import annotations
@@ -32,6 +32,14 @@ class RunFolder:
     def of(config: RunConfig) -> RunFolder:
         return RunFolder(Path(config.cluster.storage).expanduser().absolute() / config.name)
 
+    @staticmethod
+    def existing(path: Path) -> RunFolder:
+        """The folder of a run that was begun. Raises ValueError when it is none."""
+        folder = RunFolder(path)
+        if not folder.exists():
+            raise ValueError(f"{path} is no run's folder: it holds no config.yaml")
+        return folder
+
     def checkpoints(self, config: RunConfig) -> Store:
         """Where this run's checkpoints are."""
         elsewhere = config.cluster.checkpoints
@@ -61,6 +69,19 @@ class RunFolder:
     def init(self) -> Path:
         return self.path / "init.safetensors"
 
+    @property
+    def description(self) -> Path:
+        return self.path / "description.json"
+
+    @property
+    def tracking_lock(self) -> Path:
+        return self.path / ".tracking.lock"
+
+    def artifacts(self) -> dict[Path, str]:
+        """What is kept of the run in MLflow beside its metrics: local path -> folder there, "" for the root."""
+        report = self.path / "report"
+        return {self.path / "config.yaml": "", self.metrics: "", report: "report", self._result: ""}
+
     def exists(self) -> bool:
         return (self.path / "config.yaml").exists()
 
@@ -73,22 +94,26 @@ class RunFolder:
         refuse_changes(f"run {config.name!r}", self.config().identity(), config.identity())
 
     def claim(self, config: RunConfig) -> None:
-        """Make the folder with its config."""
+        """Make the folder with its config. A result of an earlier start goes: none means that the driver was killed."""
         self.path.mkdir(parents=True, exist_ok=True)
+        self._result.unlink(missing_ok=True)
         write_atomically(self.path / "config.yaml", dump_config(config))
 
     def config(self) -> RunConfig:
         return load_config(self.path / "config.yaml")
 
     def result(self) -> dict[str, Any] | None:
-        file = self.path / "result.json"
-        if not file.exists():
+        if not self._result.exists():
             return None
-        found: dict[str, Any] = json.loads(file.read_text())
+        found: dict[str, Any] = json.loads(self._result.read_text())
         return found
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        write_atomically(self.path / "result.json", json.dumps(result, indent=1))
+        write_atomically(self._result, json.dumps(result, indent=1))
+
+    @property
+    def _result(self) -> Path:
+        return self.path / "result.json"
 
 
 def refuse_changes(what: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
