@@ -9,6 +9,7 @@ from typing import Any
 
 from cluster.resume import identity
 from cluster.runfolder import MetricsFile, note_hash
+from cluster.system import System
 from configs.schema import RunConfig
 from trainer import checkpoints, collectives, reproducible, state
 from trainer.checkpoints import About, Snapshot
@@ -36,17 +37,27 @@ class Saving:
         self._writer = Writer(self._write)
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
         self._waited: float | None = None
+        self._system = System(training.device)
+        self._logged: float | None = None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Append to the metrics; at the first time after a checkpoint also how long training stood still for it."""
+        """Append to the metrics, with the machine's own, and how long training stood still for the log before this one.
+
+        At the first time after a checkpoint also how long it stood still for that.
+        """
+        began = time.perf_counter()
         evaluated = {name.removeprefix("val/"): value for name, value in values.items() if name.startswith("val/")}
         if evaluated:
             self._evaluated = step, evaluated
         if self._waited is not None:
             values = {**values, "train/checkpoint_wait_s": self._waited}
             self._waited = None
-        if self._first:
-            self._metrics.append(step, values)
+        if not self._first:
+            return
+        if self._logged is not None:
+            values = {**values, "train/log_s": self._logged}
+        self._metrics.append(step, {**values, **self._system.read()})
+        self._logged = time.perf_counter() - began
 
     def save(self, step: int, position: int) -> None:
         """Copy the state; a thread writes it. Collective: every rank calls it, and gets what went wrong with the last one."""
