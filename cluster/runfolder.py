@@ -70,6 +70,14 @@ class RunFolder:
         return self.path / "init.safetensors"
 
     @property
+    def result_file(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
     def description(self) -> Path:
         return self.path / "description.json"
 
@@ -80,10 +88,10 @@ class RunFolder:
     def artifacts(self) -> dict[Path, str]:
         """What is kept of the run in MLflow beside its metrics: local path -> folder there, "" for the root."""
         report = self.path / "report"
-        return {self.path / "config.yaml": "", self.metrics: "", report: "report", self._result: ""}
+        return {self.config_file: "", self.metrics: "", report: "report", self.result_file: ""}
 
     def exists(self) -> bool:
-        return (self.path / "config.yaml").exists()
+        return self.config_file.exists()
 
     def refuse(self, config: RunConfig, *, resume: bool) -> None:
         """Raise ValueError when the name is taken and `resume` is false, or when the run there computes something else."""
@@ -96,24 +104,20 @@ class RunFolder:
     def claim(self, config: RunConfig) -> None:
         """Make the folder with its config. A result of an earlier start goes: none means that the driver was killed."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self._result.unlink(missing_ok=True)
-        write_atomically(self.path / "config.yaml", dump_config(config))
+        self.result_file.unlink(missing_ok=True)
+        write_atomically(self.config_file, dump_config(config))
 
     def config(self) -> RunConfig:
-        return load_config(self.path / "config.yaml")
+        return load_config(self.config_file)
 
     def result(self) -> dict[str, Any] | None:
-        if not self._result.exists():
+        if not self.result_file.exists():
             return None
-        found: dict[str, Any] = json.loads(self._result.read_text())
+        found: dict[str, Any] = json.loads(self.result_file.read_text())
         return found
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        write_atomically(self._result, json.dumps(result, indent=1))
-
-    @property
-    def _result(self) -> Path:
-        return self.path / "result.json"
+        write_atomically(self.result_file, json.dumps(result, indent=1))
 
 
 def refuse_changes(what: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -56,22 +56,20 @@ class Sender:
             self._client.update_run(self.run_id, status="RUNNING")
         self._describe(run)
 
-    def send(self, progress: Callable[[int], None] | None = None) -> None:
-        """Everything new in the spool, in batches; the position moves after each that arrived, and `progress` gets its rows."""
+    def send(self, told: Callable[[int], None] = lambda rows: None) -> None:
+        """Everything new in the spool, in batches; after each that arrived the position moves and `told` gets its rows."""
         waiting: list[Point] = []
         rows, end = 0, self._position.offset
         for offset, points in read_points(self._folder.metrics, self._position.offset):
             if waiting and len(waiting) + len(points) > BATCH:
                 self._deliver(waiting, end)
-                if progress is not None:
-                    progress(rows)
+                told(rows)
                 waiting, rows = [], 0
             waiting.extend(points)
             rows, end = rows + bool(points), offset
         if end != self._position.offset:
             self._deliver(waiting, end)
-            if progress is not None:
-                progress(rows)
+            told(rows)
 
     def waiting(self) -> int:
         """Rows of metrics that have not arrived."""

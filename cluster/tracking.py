@@ -14,7 +14,7 @@ from cluster.description import DatasetRef, Description
 from cluster.lock import Lock
 from cluster.runfolder import RunFolder
 from cluster.sender import IMPATIENT, Sender, Status
-from cluster.store import environment, redact, tracking_uri
+from cluster.store import brief, environment, redact, tracking_uri
 from configs.schema import RunConfig
 
 logger = logging.getLogger(__name__)
@@ -118,9 +118,8 @@ class Tracker:
 
     def _report(self, error: Exception | None) -> None:
         if error is not None and not self._silent:
-            reason = redact(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
             where, run = redact(self.uri), self._folder.path
-            logger.warning("MLflow at %s: %s; training goes on, its metrics wait in %s", where, reason[:300], run)
+            logger.warning("MLflow at %s: %s; training goes on, its metrics wait in %s", where, brief(error), run)
         if error is None and self._silent:
             logger.info("MLflow at %s answers again", redact(self.uri))
         self._silent = error is not None
