@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,10 +140,11 @@ class MetricsFile:
             whole = path.read_bytes().rpartition(b"\n")
             write_atomically(path, (whole[0] + whole[1]).decode())
 
-    def append(self, step: int, values: Mapping[str, float]) -> None:
+    def append(self, step: int, values: Mapping[str, float], *, at: float) -> None:
+        """at: seconds since 1970."""
         if step <= self.last:
             return
-        append_line(self.path, {"step": step, "time": time.time(), **values})
+        append_line(self.path, {"step": step, "time": at, **values})
         self.last = step
 
 

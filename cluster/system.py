@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import torch
@@ -29,8 +30,8 @@ class Clocks:
     ticks: int
 
     @staticmethod
-    def now() -> Clocks:
-        counts = _ticks()
+    def now(stat: _File) -> Clocks:
+        counts = _ticks(stat.read())
         idle = sum(counts[i] for i in TICKS_IDLE) if counts else 0
         return Clocks(time.perf_counter(), time.process_time(), sum(counts) - idle, sum(counts))
 
@@ -40,7 +41,8 @@ class System:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._clocks = Clocks.now()
+        self._stat, self._statm, self._meminfo = (_File(PROC / name) for name in ("stat", "self/statm", "meminfo"))
+        self._clocks = Clocks.now(self._stat)
         self._numbers: dict[str, float] = {}
         self._due = 0.0
         self._utilization: Callable[[torch.device], int] | None = torch.cuda.utilization
@@ -48,7 +50,7 @@ class System:
     def read(self) -> dict[str, float]:
         """Percentages are since the reading before, of one core for the process and of all cores for the machine."""
         if time.perf_counter() >= self._due:
-            numbers = self._shares() | _memory()
+            numbers = self._shares() | _memory(self._statm.read(), self._meminfo.read())
             if self._device.type == "cuda":
                 numbers |= self._gpu()
             self._numbers = {f"system/{name}": value for name, value in numbers.items()}
@@ -56,7 +58,7 @@ class System:
         return self._numbers
 
     def _shares(self) -> dict[str, float]:
-        before, now = self._clocks, Clocks.now()
+        before, now = self._clocks, Clocks.now(self._stat)
         self._clocks = now
         numbers = {"process_cpu_percentage": 100 * (now.process - before.process) / max(now.wall - before.wall, 1e-9)}
         if now.ticks > before.ticks:
@@ -76,22 +78,39 @@ class System:
         return numbers
 
 
-def _ticks() -> list[int]:
+class _File:
+    """A file of /proc, kept open: a reading is one call, in which a busy thread of this process can take its turn once."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file: FileIO | None = path.open("rb", buffering=0)
+        except OSError:
+            self._file = None
+
+    def read(self) -> str:
+        """What it says now, empty where it says nothing."""
+        if self._file is None:
+            return ""
+        try:
+            return os.pread(self._file.fileno(), 1 << 16, 0).decode()
+        except OSError:
+            return ""
+
+
+def _ticks(stat: str) -> list[int]:
     """Clock ticks of all cores since the machine's start, by what they were spent on; empty where it cannot be known."""
     try:
-        with (PROC / "stat").open() as file:
-            return [int(count) for count in file.readline().split()[1:9]]
-    except (OSError, ValueError):
+        return [int(count) for count in stat.splitlines()[0].split()[1:9]]
+    except (ValueError, LookupError):
         return []
 
 
-def _memory() -> dict[str, float]:
+def _memory(statm: str, meminfo: str) -> dict[str, float]:
     try:
-        pages = int((PROC / "self" / "statm").read_text().split()[1])
-        lines = [line.split() for line in (PROC / "meminfo").read_text().splitlines()]
-        kib = {words[0].rstrip(":"): int(words[1]) for words in lines}
+        pages = int(statm.split()[1])
+        kib = {words[0].rstrip(":"): int(words[1]) for words in map(str.split, meminfo.splitlines())}
         used = kib["MemTotal"] - kib["MemAvailable"]
-    except (OSError, ValueError, LookupError):
+    except (ValueError, LookupError):
         return {}
     return {
         "process_memory_megabytes": pages * os.sysconf("SC_PAGE_SIZE") / MIB,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import time
 from pathlib import Path
@@ -11,13 +10,7 @@ import pytest
 import torch
 
 from cluster import system
-from cluster.runfolder import MetricsFile, read_lines
-from cluster.saving import Saving
 from cluster.system import System
-from configs.schema import Optim, RunConfig
-from trainer import state
-from trainer.optim import Average, build_optimizer
-from trainer.stores import open_store
 
 
 def test_the_process_is_as_large_and_as_busy_as_the_system_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,19 +45,3 @@ def test_the_memory_of_the_gpu_is_told() -> None:
     kept = torch.zeros(64, 2**20, dtype=torch.uint8, device="cuda")
     found = System(kept.device).read()
     assert found["system/gpu_memory_reserved_megabytes"] >= found["system/gpu_memory_allocated_megabytes"] >= 64
-
-
-def test_every_row_has_the_machines_numbers_and_the_time_of_the_log_before(tmp_path: Path) -> None:
-    config = RunConfig.model_validate({"name": "x", "data": {"train": "x"}, "train": {"steps": 9}})
-    encoder = torch.nn.Linear(2, 2)
-    optimizer = build_optimizer(Optim(), [encoder])
-    training = state.Training(encoder, Average(encoder, 0), torch.nn.Linear(1, 1), optimizer)
-    metrics = tmp_path / "metrics.jsonl"
-    saving = Saving(config, training, open_store(tmp_path / "checkpoints"), MetricsFile(metrics), [], hashes=tmp_path / "h")
-    with saving:
-        for step in range(3):
-            saving.log(step, {"train/loss": 1.0})
-    rows = list(read_lines(metrics))
-    assert all(row["system/process_memory_megabytes"] > 0 for row in rows), json.dumps(rows)
-    assert ["train/log_s" in row for row in rows] == [False, True, True]
-    assert all(row["train/log_s"] > 0 for row in rows[1:])
