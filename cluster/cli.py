@@ -12,6 +12,7 @@ import typer
 from cluster.answers import Json
 from cluster.answers import print_result as _print
 from cluster.data_commands import commands
+from cluster.track_commands import track
 
 app = typer.Typer(
     name="nearfar",
@@ -22,6 +23,7 @@ app = typer.Typer(
     help="Train image embeddings on pairs, triplets and labelled images, with negatives from the whole global batch.",
 )
 app.add_typer(commands)
+app.add_typer(track, name="track")
 
 INTERRUPTED = 130
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting; repeatable.")]

@@ -14,7 +14,7 @@ from cluster.gallery import Gallery
 from cluster.progress import say
 from cluster.promotion import Registered, register
 from cluster.runfolder import RunFolder, read_lines
-from cluster.store import tracking_uri, ui_command
+from cluster.store import redact, tracking_uri, ui_command
 from cluster.tracking import Tracker
 from cluster.warm import origin_of
 from configs.load import dump_config
@@ -66,21 +66,18 @@ def conclude(config: RunConfig, folder: RunFolder, facts: Facts, tracker: Tracke
         "model": None if registered is None else registered.uri,
         "model_version": None if registered is None else registered.version,
         "promoted": None if registered is None else registered.promoted,
-        "tracking_uri": tracking_uri(config.tracking, folder.path.parent),
+        "tracking_uri": redact(tracking_uri(config.tracking, folder.path.parent)),
     }
     result["report"] = str(_write_report(config, folder, result, gallery))
     folder.write_result(result)
     if tracker is not None:
-        artifacts = {folder.path / "config.yaml": "", folder.metrics: "", folder.path / "report": "report"}
-        tracker.finish("FINISHED", {**artifacts, folder.path / "result.json": ""})
+        tracker.finish("FINISHED")
     return result
 
 
 def rewrite_report(run: Path) -> Path:
     """The report of a finished run once more. Raises ValueError when there is none."""
-    folder = RunFolder(run)
-    if not folder.exists():
-        raise ValueError(f"{run} is no run's folder: it holds no config.yaml")
+    folder = RunFolder.existing(run)
     result = folder.result()
     if result is None or result["status"] != "FINISHED":
         raise ValueError(f"the run in {run} is not finished; go on with `nearfar train {run / 'config.yaml'} --resume`")

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from cluster import attempts, launch, warm
 from cluster.check import Facts, check, open_training
 from cluster.context import device_of
+from cluster.description import DatasetRef, git_commit
 from cluster.job import Job
 from cluster.outcome import conclude
 from cluster.paths import absolute
@@ -18,7 +19,7 @@ from cluster.progress import following, say
 from cluster.resume import histories_of
 from cluster.runfolder import RunFolder
 from cluster.stopping import Stopping
-from cluster.tracking import DatasetRef, Tracker, git_commit
+from cluster.tracking import Tracker
 from configs.errors import DiskFull, Unrecoverable, naming_full_disk
 from configs.schema import RunConfig
 from pipelines.manifest import Manifest

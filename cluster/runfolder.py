@@ -1,7 +1,7 @@
 """The folder of a run: the one place where workers, driver and tools meet.
 
 config.yaml  metrics.jsonl  attempts.jsonl  quarantine.jsonl  hashes.jsonl  stacks/  checkpoints/
-init.safetensors  export/  report/  result.json
+init.safetensors  export/  report/  result.json  tracking.json  description.json
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import errno
 import json
 import logging
 import os
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,14 @@ class RunFolder:
     @staticmethod
     def of(config: RunConfig) -> RunFolder:
         return RunFolder(Path(config.cluster.storage).expanduser().absolute() / config.name)
+
+    @staticmethod
+    def existing(path: Path) -> RunFolder:
+        """The folder of a run that was begun. Raises ValueError when it is none."""
+        folder = RunFolder(path)
+        if not folder.exists():
+            raise ValueError(f"{path} is no run's folder: it holds no config.yaml")
+        return folder
 
     def checkpoints(self, config: RunConfig) -> Store:
         """Where this run's checkpoints are."""
@@ -68,8 +75,29 @@ class RunFolder:
     def init(self) -> Path:
         return self.path / "init.safetensors"
 
+    @property
+    def result_file(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def description(self) -> Path:
+        return self.path / "description.json"
+
+    @property
+    def tracking_lock(self) -> Path:
+        return self.path / ".tracking.lock"
+
+    def artifacts(self) -> dict[Path, str]:
+        """What is kept of the run in MLflow beside its metrics: local path -> folder there, "" for the root."""
+        report = self.path / "report"
+        return {self.config_file: "", self.metrics: "", report: "report", self.result_file: ""}
+
     def exists(self) -> bool:
-        return (self.path / "config.yaml").exists()
+        return self.config_file.exists()
 
     def refuse(self, config: RunConfig, *, resume: bool) -> None:
         """Raise ValueError when the name is taken and `resume` is false, or when the run there computes something else."""
@@ -80,22 +108,22 @@ class RunFolder:
         refuse_changes(f"run {config.name!r}", self.config().identity(), config.identity())
 
     def claim(self, config: RunConfig) -> None:
-        """Make the folder with its config."""
+        """Make the folder with its config. A result of an earlier start goes: none means that the driver was killed."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path / "config.yaml", dump_config(config))
+        self.result_file.unlink(missing_ok=True)
+        write_atomically(self.config_file, dump_config(config))
 
     def config(self) -> RunConfig:
-        return load_config(self.path / "config.yaml")
+        return load_config(self.config_file)
 
     def result(self) -> dict[str, Any] | None:
-        file = self.path / "result.json"
-        if not file.exists():
+        if not self.result_file.exists():
             return None
-        found: dict[str, Any] = json.loads(file.read_text())
+        found: dict[str, Any] = json.loads(self.result_file.read_text())
         return found
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        write_atomically(self.path / "result.json", json.dumps(result, indent=1))
+        write_atomically(self.result_file, json.dumps(result, indent=1))
 
 
 def refuse_changes(what: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -119,10 +147,11 @@ class MetricsFile:
             whole = path.read_bytes().rpartition(b"\n")
             write_atomically(path, (whole[0] + whole[1]).decode())
 
-    def append(self, step: int, values: Mapping[str, float]) -> None:
+    def append(self, step: int, values: Mapping[str, float], *, at: float) -> None:
+        """at: seconds since 1970."""
         if step <= self.last:
             return
-        append_line(self.path, {"step": step, "time": time.time(), **values})
+        append_line(self.path, {"step": step, "time": at, **values})
         self.last = step
 
 

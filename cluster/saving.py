@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from cluster.journal import Journal
 from cluster.resume import identity
 from cluster.runfolder import MetricsFile, note_hash
+from cluster.system import System
 from configs.schema import RunConfig
 from trainer import checkpoints, collectives, reproducible, state
 from trainer.checkpoints import About, Snapshot
@@ -30,23 +33,33 @@ class Saving:
         hashes: Path,
     ) -> None:
         """hashes: file for the weights' hashes of a reproducible run."""
-        self._config, self._training, self._store, self._metrics = config, training, store, metrics
+        self._config, self._training, self._store = config, training, store
         self._hashes = hashes
         self._sources, self._first = sources, collectives.rank() == 0
         self._writer = Writer(self._write)
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
         self._waited: float | None = None
+        self._journal = Journal(metrics, System(training.device))
+        self._logged: float | None = None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Append to the metrics; at the first time after a checkpoint also how long training stood still for it."""
+        """Hand on to the metrics, with how long training stood still for the log before this one.
+
+        At the first time after a checkpoint also how long it stood still for that.
+        """
+        began = time.perf_counter()
         evaluated = {name.removeprefix("val/"): value for name, value in values.items() if name.startswith("val/")}
         if evaluated:
             self._evaluated = step, evaluated
         if self._waited is not None:
             values = {**values, "train/checkpoint_wait_s": self._waited}
             self._waited = None
-        if self._first:
-            self._metrics.append(step, values)
+        if not self._first:
+            return
+        if self._logged is not None:
+            values = {**values, "train/log_s": self._logged}
+        self._journal.put(step, values)
+        self._logged = time.perf_counter() - began
 
     def save(self, step: int, position: int) -> None:
         """Copy the state; a thread writes it. Collective: every rank calls it, and gets what went wrong with the last one."""
@@ -70,7 +83,11 @@ class Saving:
         checkpoints.save(self._store, taken, about, keep=self._config.train.keep, best_by=best_by)
 
     def _wait(self) -> None:
-        collectives.from_first(self._writer.wait)  # so that all ranks stop together
+        collectives.from_first(self._written)  # so that all ranks stop together
+
+    def _written(self) -> None:
+        self._journal.flush()
+        self._writer.wait()
 
     def __enter__(self) -> Saving:
         return self
@@ -79,5 +96,8 @@ class Saving:
         try:
             if kind is None:
                 self._wait()
+            elif self._first:
+                with suppress(OSError):  # what brought us here says more
+                    self._journal.flush()
         finally:
             self._writer.__exit__(kind, *rest)

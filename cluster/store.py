@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from configs.schema import Tracking
 
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
+HIDDEN = "***@"  # instead of user and password
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -61,7 +62,13 @@ def ui_command(uri: str) -> str:
 
 def redact(uri: str) -> str:
     """`uri` without user and password, for messages."""
-    return re.sub(r"(?<=://)[^/@]+@", "***@", uri)
+    return re.sub(r"(?<=://)[^/@]+@", HIDDEN, uri)
+
+
+def brief(error: Exception) -> str:
+    """The first line of what went wrong, without user and password."""
+    lines = str(error).strip().splitlines()
+    return redact(lines[0] if lines else type(error).__name__)[:300]
 
 
 def open_client(uri: str) -> Any:

@@ -16,7 +16,8 @@ from typing import Any
 from cluster.runfolder import read_lines
 
 ROOT = Path(__file__).parents[1]
-PACE = ("time", "train/images_per_s", "train/wait_share", "train/checkpoint_wait_s")
+PACE = ("time", "train/images_per_s", "train/wait_share", "train/checkpoint_wait_s", "train/log_s")
+MACHINE = ("loader/", "system/")
 PATIENCE_S = 600  # acceptance runs share their machine
 
 
@@ -57,9 +58,9 @@ def train(config: Path, name: str, *settings: str, **how: Any) -> dict[str, Any]
 
 
 def curve(run: str | Path) -> list[dict[str, float]]:
-    """All that was logged but for the pace and the loaders' own counts."""
+    """All that was logged but for the pace, the loaders' counts and the machine's own."""
     rows = list(read_lines(Path(run) / "metrics.jsonl"))
-    return [{k: v for k, v in row.items() if k not in PACE and not k.startswith("loader/")} for row in rows]
+    return [{k: v for k, v in row.items() if k not in PACE and not k.startswith(MACHINE)} for row in rows]
 
 
 def assert_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -6,24 +6,22 @@ import json
 import logging
 import math
 import os
-import signal
 import socket
-import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster import tracking
+from cluster.description import DatasetRef, flatten
 from cluster.spool import Position, read_points
 from cluster.store import open_client, tracking_uri, ui_command
-from cluster.tracking import DatasetRef, Tracker, flatten
+from cluster.tracking import Tracker
 from configs.load import parse_config
 from configs.schema import RunConfig
+from tests.mlflow_server import free_port, history, kill, serve, wait_for
 
 
 def config(**tracking: Any) -> RunConfig:
@@ -35,19 +33,8 @@ def write(run: Path, steps: range) -> None:
         file.writelines(json.dumps({"step": i, "time": 1e9 + i, "train/loss": 1 / (i + 1), "note": "x"}) + "\n" for i in steps)
 
 
-def history(uri: str, run_id: str | None, key: str = "train/loss") -> list[tuple[int, float]]:
-    return sorted((m.step, m.value) for m in open_client(uri).get_metric_history(run_id, key))
-
-
 def expected(steps: range) -> list[tuple[int, float]]:
     return [(i, 1 / (i + 1)) for i in steps]
-
-
-def wait_for(reached: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < deadline, f"nothing came within {seconds} s"
-        time.sleep(0.05)
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +73,7 @@ def test_params_metrics_tags_data_sets_and_artifacts_arrive(run: Path) -> None:
         )  # the last one is not whole
     (run / "report").mkdir()
     (run / "report" / "index.html").write_text("<html>")
-    assert tracker.finish("FINISHED", {run / "report": "report"})
+    assert tracker.finish("FINISHED")
     client = open_client(tracker.uri)
     seen = client.get_run(tracker.run_id)
     assert history(tracker.uri, tracker.run_id) == expected(range(1200))
@@ -159,9 +146,7 @@ def test_a_given_run_and_experiment_are_honoured(run: Path, monkeypatch: pytest.
 def test_every_point_arrives_although_the_server_is_late_killed_and_restarted(
     run: Path, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     tracker = Tracker(run, config(uri=f"http://127.0.0.1:{port}"))
     with caplog.at_level(logging.WARNING, logger="cluster"):
         write(run, range(200))
@@ -170,8 +155,7 @@ def test_every_point_arrives_although_the_server_is_late_killed_and_restarted(
         server = serve(port, tmp_path)
         try:
             wait_for(lambda: sent(run) == (run / "metrics.jsonl").stat().st_size)
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
+            kill(server)
             write(run, range(200, 400))
             wait_for(lambda: len(caplog.records) == 2)
             server = serve(port, tmp_path)
@@ -180,36 +164,12 @@ def test_every_point_arrives_although_the_server_is_late_killed_and_restarted(
             assert history(tracker.uri, tracker.run_id) == expected(range(600))
             assert open_client(tracker.uri).get_run(tracker.run_id).info.status == "FINISHED"
         finally:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
+            kill(server)
     assert len(caplog.records) == 2
 
 
 def sent(run: Path) -> int:
     return Position.read(run / "tracking.json").offset if (run / "tracking.json").exists() else 0
-
-
-def serve(port: int, folder: Path) -> subprocess.Popen[bytes]:
-    """A real `mlflow server`, answering; in a process group of its own."""
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", str(folder / "artifacts")]
-    open_client(f"sqlite:///{folder}/server.db")  # its tables, made the quick way
-    settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (folder / "server.log").open("ab") as log:
-        server = subprocess.Popen(
-            command, env={**os.environ, **settings}, stdout=log, stderr=log, cwd=folder, start_new_session=True
-        )
-    wait_for(lambda: server.poll() is not None or answers(port), 60)
-    assert server.poll() is None, (folder / "server.log").read_text()
-    return server
-
-
-def answers(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
 
 
 def test_a_server_that_never_answers_costs_a_warning_and_no_metric(run: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -50,6 +50,8 @@ def assert_refused(answer: Answer, *words: str) -> None:
         (["recipes", "emojy"], ["did you mean 'emoji'"]),
         (["ui", "{tmp}"], ["mlflow.db"]),
         (["report", "{tmp}"], ["config.yaml"]),
+        (["track", "sync", "{tmp}"], ["config.yaml"]),
+        (["track", "synch", "{tmp}"], ["synch"]),
         (["launch"], ["launch"]),
     ],
 )
