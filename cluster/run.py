@@ -10,6 +10,7 @@ from typing import Any, Literal
 from cluster import attempts, launch, warm
 from cluster.check import Facts, check, open_training
 from cluster.context import device_of
+from cluster.disk import check_places
 from cluster.outcome import conclude
 from cluster.paths import absolute
 from cluster.progress import following, say
@@ -50,6 +51,7 @@ def train(
         return before
     if address is None and config.cluster.gpus_per_worker > 0:
         device_of(0, gpu=True)
+    check_places(config)  # before anybody looks for checkpoints there
     manifest = open_training(config)
     if manifest.weighted:
         say("the records have weights, which no loss takes into account: all count alike")
