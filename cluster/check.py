@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cluster.building import objective_for
-from cluster.disk import check_database, check_places
+from cluster.disk import check_database, check_places, check_space
 from cluster.estimate import allowance, refuse_too_much, worker_bytes
 from cluster.promotion import check_model_name
 from cluster.store import tracking_uri
@@ -57,6 +57,7 @@ def check(config: RunConfig, histories: Sequence[History] | None = None) -> Fact
     per_epoch = _check_data(config, manifest, histories)
     steps = number_of_steps(config, per_epoch)
     eval_samples = _check_eval(config, manifest)
+    check_places(config)
     _check_tracking(config)
     _check_schedule(config, steps)
     with allowance(given("encoder", config.encoder)):
@@ -71,9 +72,9 @@ def check(config: RunConfig, histories: Sequence[History] | None = None) -> Fact
     _check_eval_vectors(config, int(encoder.dim))  # type: ignore[arg-type]
     _check_shards(config)
     parameters = sum(p.numel() for p in encoder.parameters())
-    check_places(config, parameters)
     shares = worker_bytes(config, manifest, encoder, objective)
     refuse_too_much(config, shares)
+    check_space(config, parameters)
     units = config.data.batch // (config.data.per_class or 1)
     return Facts(
         kind=manifest.kind,

@@ -11,15 +11,22 @@ import fsspec
 from configs.schema import RunConfig
 
 
-def check_places(config: RunConfig, parameters: int) -> None:
-    """Raises ValueError for a place where nothing can be written, RuntimeError when too little of the disk is free."""
+def check_places(config: RunConfig) -> None:
+    """Raise ValueError for a place where nothing can be written."""
     _writable("cluster.storage", Path(config.cluster.storage))
-    place = config.cluster.checkpoints or config.cluster.storage
+    key, place = _checkpoints(config)
     if "://" in place:
-        _known_scheme("cluster.checkpoints", place)
+        _known_scheme(key, place)
+    else:
+        _writable(key, Path(place))
+
+
+def check_space(config: RunConfig, parameters: int) -> None:
+    """Raise RuntimeError when less of the disk is free than the checkpoints of so many parameters will take."""
+    key, place = _checkpoints(config)
+    if "://" in place:
         return
-    key = "cluster.checkpoints" if config.cluster.checkpoints else "cluster.storage"
-    folder = _writable(key, Path(place))
+    folder = _nearest(Path(place))
     copies = 4 if config.train.ema else 3
     size = 8 if config.train.precision == "fp64" else 4
     kept = config.train.keep + config.train.keep_best + 1  # and the one that is being written
@@ -41,16 +48,28 @@ def check_database(uri: str) -> None:
     _writable("tracking.uri", file.parent)
 
 
-def _writable(key: str, folder: Path) -> Path:
-    """The nearest folder that exists at or above `folder`, once something could be made in it."""
+def _checkpoints(config: RunConfig) -> tuple[str, str]:
+    """The setting that says where checkpoints lie, and what it says."""
+    elsewhere = config.cluster.checkpoints
+    return ("cluster.storage", config.cluster.storage) if elsewhere is None else ("cluster.checkpoints", elsewhere)
+
+
+def _nearest(folder: Path) -> Path:
+    """What exists of a path: itself, or the lowest of the folders that it is in."""
     folder = folder.expanduser().absolute()
     while not folder.exists():
         folder = folder.parent
+    return folder
+
+
+def _writable(key: str, folder: Path) -> None:
+    """Raise ValueError that names `key` unless something can be made in what exists of `folder`."""
+    folder = _nearest(folder)
     if not folder.is_dir():
         raise ValueError(f"{key}: {folder} is a file, not a folder; name another place")
     try:
         with tempfile.TemporaryDirectory(prefix=".nearfar-", dir=folder):
-            return folder
+            pass
     except OSError as error:
         raise ValueError(f"{key}: nothing can be written in {folder} ({error.strerror}); name another place") from error
 

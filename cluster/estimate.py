@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from cluster.memory import machine_bytes
 from configs.registry import given
@@ -18,7 +18,8 @@ from configs.schema import RunConfig
 from pipelines.manifest import Manifest
 
 IMAGES = {"pair": 2, "labelled_pair": 2, "triplet": 3}  # of a record
-_MAKERS = frozenset({"empty", "zeros", "ones", "full", "rand", "randn", "new_empty", "new_zeros", "new_full"})
+SMALL_IMAGE, SMALL_ENCODER, MOST_TRIED = 256, 2**27, 2**30  # pixels, numbers, bytes: with no more it is just tried out
+_MAKERS = frozenset({"empty", "zeros", "ones", "full", "rand", "randn"})
 
 
 def worker_bytes(config: RunConfig, manifest: Manifest, encoder: nn.Module, objective: nn.Module) -> dict[str, int]:
@@ -65,49 +66,50 @@ def refuse_too_much(config: RunConfig, shares: Mapping[str, int]) -> None:
 
 @contextmanager
 def allowance(what: str) -> Iterator[None]:
-    """Raise ValueError before the tensors made within take more than this machine's memory. `what`: the settings to blame."""
+    """Raise ValueError before the weights made within are more than this machine could train. `what`: the settings to blame."""
     have = machine_bytes()
     try:
-        with _Allowance(have):
+        with _Allowance(have // 4):  # with gradients and two moments they take four times as much
             yield
     except _TooMuch as error:
-        raise ValueError(
-            f"more than the {have / 1e9:.3g} GB of memory that this machine has would be needed for {what}"
-        ) from error
+        raise ValueError(f"more weights than {have / 1e9:.3g} GB of memory let one train: {what}; lower these") from error
 
 
 class _TooMuch(Exception):
     """Not a RuntimeError: libraries between here and there turn those into messages of their own."""
 
 
-class _Allowance(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the tensors that are made, before they are."""
+class _Allowance(TorchFunctionMode):
+    """Adds up the tensors that are made, before they are. (A dispatch mode would import torch's compiler: seconds.)"""
 
     def __init__(self, most: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.most, self.used = most, 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = func.overloadpacket.__name__
-        if name in _MAKERS and str(kwargs.get("device")) != "meta":
-            shape = next((one for one in args if isinstance(one, (list, tuple))), ())
+        if getattr(func, "__name__", "") in _MAKERS and str(kwargs.get("device")) != "meta":
+            shape = kwargs.get("size", args[0] if args and isinstance(args[0], (list, tuple)) else args)
             dtype = kwargs.get("dtype") or torch.get_default_dtype()
-            self.used += math.prod(int(side) for side in shape) * dtype.itemsize
+            self.used += math.prod(int(side) for side in shape if isinstance(side, int)) * dtype.itemsize
             if self.used > self.most:
                 raise _TooMuch
         return func(*args, **kwargs)
 
 
 def _saved_bytes(encoder: nn.Module, image_size: int) -> int:
-    """What autograd keeps for one image, in bytes, measured on two: by their shapes alone, if the encoder can do that."""
-    try:
-        return _kept(copy.deepcopy(encoder).to("meta"), image_size, "meta")
+    """What autograd keeps for one image, in bytes, measured on two; of a large encoder by the shapes alone, if it lets us."""
+    if image_size <= SMALL_IMAGE and _numel(encoder.parameters()) <= SMALL_ENCODER:
+        with suppress(_TooMuch):
+            return _kept(encoder, image_size, "cpu", most=MOST_TRIED)
+    try:  # imports torch's compiler, which takes seconds
+        return _kept(copy.deepcopy(encoder).to("meta"), image_size, "meta", most=None)
     except (RuntimeError, NotImplementedError, TypeError, ValueError):
-        return _kept(encoder, image_size, "cpu")
+        return _kept(encoder, image_size, "cpu", most=None)
 
 
-def _kept(encoder: nn.Module, image_size: int, device: str) -> int:
+def _kept(encoder: nn.Module, image_size: int, device: str, *, most: int | None) -> int:
+    """Raises _TooMuch as soon as more than `most` bytes are kept."""
     kept: dict[Any, int] = {}
     own = {p.untyped_storage()._cdata for p in encoder.parameters()}
     alive = []  # so that no storage gets the address of another
@@ -117,11 +119,12 @@ def _kept(encoder: nn.Module, image_size: int, device: str) -> int:
         if key not in own:
             kept[key] = tensor.untyped_storage().nbytes()
             alive.append(tensor)
+        if most is not None and sum(kept.values()) > most:
+            raise _TooMuch
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        result = encoder(torch.zeros(2, 3, image_size, image_size, device=device))
-    del result
+        encoder(torch.zeros(2, 3, image_size, image_size, device=device))
     return sum(kept.values()) // 2
 
 

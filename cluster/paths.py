@@ -29,8 +29,15 @@ def absolute(config: RunConfig) -> RunConfig:
 def _encoder(encoder: Encoder) -> Encoder:
     """Its folders; what is not there is a name in a registry or in the hub's cache."""
     named = {"init": encoder.init, **{key: encoder.options.get(key) for key in ("path", "model")}}
-    folders = {key: text for key, text in named.items() if isinstance(text, str) and Path(text).expanduser().exists()}
+    folders = {key: text for key, text in named.items() if isinstance(text, str) and _exists(text)}
     return encoder.model_copy(update={key: _absolute(text) for key, text in folders.items()})
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, RuntimeError):  # too long for a file's name, or of a person whom nobody knows
+        return False
 
 
 def _absolute(path: str) -> str:

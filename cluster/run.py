@@ -12,6 +12,7 @@ from cluster import attempts, launch, warm
 from cluster.check import Facts, check, open_training
 from cluster.context import device_of
 from cluster.description import DatasetRef, git_commit
+from cluster.disk import check_places
 from cluster.job import Job
 from cluster.outcome import conclude
 from cluster.paths import absolute
@@ -63,6 +64,7 @@ def train(
         return before
     if address is None and config.cluster.gpus_per_worker > 0:
         device_of(0, gpu=True)
+    check_places(config)  # before anybody looks for checkpoints there
     manifest = open_training(config)
     if manifest.weighted:
         say("the records have weights, which no loss takes into account: all count alike")

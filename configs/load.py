@@ -10,7 +10,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from configs.plain import refuse_odd, shorten
+from configs.plain import DEEPEST, refuse_odd, shorten
 from configs.registry import suggest
 from configs.schema import RunConfig
 
@@ -31,6 +31,11 @@ class _Loader(yaml.SafeLoader):
             seen.add(key)
         return dict(super().construct_mapping(node, deep))
 
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        if self.flow_level >= DEEPEST:  # every further bracket costs more than the one before
+            raise yaml.scanner.ScannerError(None, None, "nested too deep", self.get_mark())
+        super().fetch_flow_collection_start(token)
+
 
 def _number(loader: yaml.SafeLoader, node: Any) -> Any:
     text = str(loader.construct_scalar(node))
@@ -46,7 +51,7 @@ _Loader.add_constructor("!exponent", _number)
 
 # What PyYAML's own constructors raise for a tag whose value is none of its kind (`!!bool maybe`, `!!timestamp soon`).
 _NOT_YAML = (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError)
-MOST_BYTES = 2**20  # of a file
+MOST_BYTES = 2**18  # of a file
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -88,7 +93,7 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from error
     if len(data) > MOST_BYTES:
-        raise ValueError(f"{path}: more than {MOST_BYTES // 2**20} MiB, which is no config")
+        raise ValueError(f"{path}: more than {MOST_BYTES // 2**10} KiB, which is no config")
     tree = _yaml(text, str(path))
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: expected a mapping of settings, got {type(tree).__name__}")

@@ -78,6 +78,10 @@ def build(kind: str, part: Part, returns: type | tuple[type, ...], **context: An
     Raises ValueError naming the key, also when what comes back is nothing of the kind `returns`.
     """
     function = resolve(kind, part.name)
+    asked = inspect.signature(function).parameters.values()
+    missing = sorted(set(context) - {parameter.name for parameter in asked})
+    if missing and all(parameter.kind != inspect.Parameter.VAR_KEYWORD for parameter in asked):
+        raise ValueError(f"{kind}.name: {part.name!r} takes no {' and no '.join(missing)}, so it is no {kind}")
     made = function(**checked_options(kind, part, function, context), **context)
     require(kind, part, made, returns)
     return made

@@ -11,6 +11,11 @@ LAUGHS = "\n".join(
 
 FILES: tuple[bytes, ...] = (
     b"",
+    b"[1, 2]",
+    b"a: b: c",
+    b"name: x\nname: y",
+    b"\x00",
+    b"? [a]\n: b",
     b"\n\n# nothing\n",
     b"5",
     b"- a\n- b\n",

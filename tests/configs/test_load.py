@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import yaml
+from pydantic import Field
 
 from configs.load import dump_config, load_config, parse_config
 from configs.registry import PARTS, checked_options, resolve
 from configs.schema import Part
+from tests.configs.faults import FILES, LAUGHS
 
 GOOD = """
 name: emoji
@@ -67,8 +71,24 @@ def test_a_dumped_config_reads_back_as_the_same_config(good: Path, tmp_path: Pat
         ("train.early_stop={metrik: recall_at_1}", "train.early_stop.metrik: unknown setting; did you mean 'metric'?"),
         ("encoder.init_skip=[head]", "there is no encoder.init"),
         ("encoder.freeze=-1", "encoder.freeze"),
+        ("encoder.freeze=x", "encoder.freeze: Input should be a valid integer"),
         ("name=a/b", "name: "),
         ("data=[", "not valid YAML"),
+        ("seed=!!bool maybe", "not valid YAML"),
+        ("seed=0x" + "f" * 5000, "seed: a whole number beyond 64 bits"),
+        ("train.steps=1000000000000", "train.steps: Input should be less than or equal to"),
+        ("data.window=1000000000000", "data.window: Input should be less than or equal to"),
+        ("data.batch=1000000000", "data.batch: Input should be less than or equal to"),
+        ("data.timeout_s=1e300", "data.timeout_s: Input should be less than or equal to"),
+        ("optim.betas=[0.9, 1.0]", "optim.betas.1: Input should be less than 1"),
+        ("optim.lr=1e30", "optim.lr: Input should be less than or equal to"),
+        ("encoder.note=2024-02-29", "encoder.note: a date is no setting"),
+        ('encoder.path="a\\0b"', "encoder.path: the text holds '\\x00'"),
+        ('loss.kind="\\ud800"', "loss.kind: the text holds '\\ud800'"),
+        ("encoder={name: convnet, 5: 1}", "encoder.5: a setting's name is a word"),
+        (f"data.eval={'x' * 300}", "data.eval: a name in this path is longer than 255 bytes"),
+        ("cluster.storage=~nobody-at-all/runs", "cluster.storage: no home folder for '~nobody-at-all'"),
+        ("loss={name: triplet, margin: [" + "[" * 30 + "]" * 31 + "}", "nested too deep"),
     ],
 )
 def test_a_mistake_is_one_message_that_names_the_key(good: Path, override: str, message: str) -> None:
@@ -77,12 +97,24 @@ def test_a_mistake_is_one_message_that_names_the_key(good: Path, override: str, 
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "[1, 2]", "a: b: c", "name: x\nname: y", "\x00", "? [a]\n: b"])
-def test_a_file_that_is_no_config_is_refused(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", FILES, ids=lambda text: repr(text[:30]))
+def test_a_file_that_is_no_config_is_refused_in_few_words(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "bad.yaml"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=r"bad\.yaml"):
+    path.write_bytes(text)
+    with pytest.raises(ValueError, match=r"bad\.yaml") as caught:
         load_config(path)
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_file_that_is_too_large_to_be_a_config_is_not_read_to_its_end() -> None:
+    with pytest.raises(ValueError, match=r"/dev/zero: more than 256 KiB"):
+        load_config("/dev/zero")
+
+
+def test_a_list_that_holds_itself_over_and_over_is_refused(good: Path) -> None:
+    good.write_text(good.read_text() + LAUGHS)
+    with pytest.raises(ValueError, match="more than 10000 values"):
+        load_config(good)
 
 
 def test_settings_that_only_set_the_pace_do_not_change_the_identity(good: Path) -> None:
@@ -111,12 +143,27 @@ def test_options_of_a_part_are_checked_against_its_signature() -> None:
         ({"margn": 1}, "did you mean 'margin'?"),
         ({"margin": "wide"}, "loss.margin: "),
         ({"miner": "lucky"}, "loss.miner: "),
+        ({"margin": math.nan}, "loss.margin: Input should be a finite number"),
     ]:
         with pytest.raises(ValueError, match=r".") as caught:
             checked_options("loss", Part.model_validate({"name": "triplet", **options}), resolve("loss", "triplet"), ())
         assert message in str(caught.value)
-    with pytest.raises(ValueError, match="did you mean 'info_nce'"):
+    with pytest.raises(ValueError, match=r"loss\.name: .*did you mean 'info_nce'"):
         resolve("loss", "infonce")
+
+
+def test_bounds_in_the_signature_of_a_part_hold_for_its_options() -> None:
+    def encoder(dim: Annotated[int, Field(le=9)] = 5, widths: Sequence[Annotated[int, Field(ge=1)]] = ()) -> None: ...
+
+    for options, message in [({"dim": 10}, "encoder.dim: .*less than or equal to 9, got 10"), ({"widths": [3, 0]}, "widths")]:
+        with pytest.raises(ValueError, match=message):
+            checked_options("encoder", Part.model_validate({"name": "x", **options}), encoder, ())
+
+
+@pytest.mark.parametrize("name", ["nowhere:loss", ".relative:loss", ":loss", "math:", "math:nothing", "builtins:dict"])
+def test_a_name_that_cannot_be_called_is_explained(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"loss.name: loss '{name}' cannot be loaded .*MODULE:FUNCTION"):
+        resolve("loss", name)
 
 
 def test_data_to_train_on_is_one_path_or_several_with_shares(good: Path) -> None:

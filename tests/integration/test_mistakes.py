@@ -94,13 +94,32 @@ def test_wrong_arguments(nearfar: Nearfar, tmp_path: Path, arguments: list[str],
         ("tracking.uri=file:///tmp/x", ["tracking.uri"]),
         ("tracking.promote.metric=recall", ["recall_at_1"]),
         ("tracking.register=a/b", ["tracking.register"]),
+        ("tracking.uri=sqlite:x", ["tracking.uri", "sqlite:///FILE"]),
+        ("tracking.uri=sqlite:////proc/none/x.db", ["tracking.uri", "/proc"]),
+        ("tracking.promote.alias=a b", ["tracking.promote.alias"]),
+        ("cluster.checkpoints=nosuch://bucket/x", ["cluster.checkpoints", "nosuch"]),
+        ("cluster.storage=/proc/none/x", ["cluster.storage", "/proc"]),
+        ("cluster.storage={config}/below", ["cluster.storage", "is a file"]),
+        ("encoder.dim=1000000000", ["encoder.dim", "65536"]),
+        ("encoder={name: convnet, grid: 1, widths: [8192], blocks: 200}", ["encoder.widths", "encoder.blocks", "weights"]),
+        ("data.max_pixels=1", ["data.train", "none of the first", "data.max_pixels"]),
+        ("data.timeout_s=1e-9", ["data.timeout_s"]),
+        ("loss={name: arcface, dim: 5}", ["loss.dim", "16"]),
+        ("loss={name: arcface, num_classes: 3}", ["loss.num_classes", "10"]),
+        ("loss={name: info_nce, temperature: 1.0e-300}", ["loss.temperature", "not finite"]),
+        ("loss={name: info_nce, matryoshka: 5}", ["loss.matryoshka", "list"]),
+        ("loss.0.weight=.nan", ["loss.weight", "finite"]),
+        ("loss={name: 'os:getcwd'}", ["loss.name", "makes a str"]),
+        ("encoder={name: 'os:getcwd'}", ["encoder.name", "image_size"]),
+        ("optim.name=os:getcwd", ["optim.name"]),
         ("name=a b", ["name"]),
     ],
 )
 @pytest.mark.parametrize("command", ["check", "train"])
 def test_wrong_settings(
-    nearfar: Nearfar, config_file: Path, tmp_path: Path, command: str, setting: str, words: list[str]
+    nearfar: Nearfar, config_file: Path, digits: Path, tmp_path: Path, command: str, setting: str, words: list[str]
 ) -> None:
+    setting = setting.replace("{config}", str(config_file)).replace("{shards}", str(digits))
     local = ["--local"] if command == "train" else []
     assert_refused(nearfar(command, config_file, *local, "--set", setting), *words)
     assert not (tmp_path / "runs").exists()
@@ -110,6 +129,12 @@ def test_centres_spread_over_workers_cannot_be_reproducible(nearfar: Nearfar, co
     settings = ["train={steps: 50, reproducible: true, micro_batch: 4}", "loss={name: arcface, shard: true}"]
     arguments = [part for setting in settings for part in ("--set", setting)]
     assert_refused(nearfar("check", config_file, *arguments), "loss.shard", "train.reproducible")
+
+
+def test_activations_that_no_machine_can_hold(nearfar: Nearfar, config_file: Path) -> None:
+    settings = ["data.image_size=2048", "data.batch=1024", "encoder={name: convnet, patch: 1, widths: [512], blocks: 1}"]
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    assert_refused(nearfar("check", config_file, *arguments), "data.image_size", "data.batch", "GB", "train.micro_batch")
 
 
 def test_gpus_where_there_are_none(nearfar: Nearfar, config_file: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from configs.section import Dim
 from trainer.objective import unit
 
+LARGEST = 2**28  # weights
 Side = Annotated[int, Field(ge=1, le=2048)]
 Widths = Annotated[Sequence[Annotated[int, Field(le=2**14)]], Field(max_length=16)]
 
@@ -107,6 +108,12 @@ def _check(image_size: int, dim: int, patch: int, widths: Sequence[int], blocks:
             raise ValueError(f"encoder.{name}: must be at least 1, got {value}")
     if not widths or any(width < 8 or width % 8 for width in widths):
         raise ValueError(f"encoder.widths: one multiple of 8 for each stage, got {list(widths)}")
+    weights = sum(18 * width * width * blocks for width in widths) + widths[-1] * grid * grid * dim
+    if weights > LARGEST:
+        raise ValueError(
+            f"encoder.widths: {list(widths)}, encoder.blocks {blocks}, encoder.grid {grid} and encoder.dim {dim} make "
+            f"{weights / 1e6:.0f} M weights, more than the {LARGEST / 1e6:.0f} M that this small network may have; lower them"
+        )
     smallest = image_size // patch // 2 ** (len(widths) - 1)
     if smallest < grid:
         raise ValueError(
