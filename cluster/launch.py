@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,8 @@ def run(job: Job, *, local: bool, address: str | None = None) -> None:
         if local:
             _run_local(job)
         else:
-            _run_ray(job, address)
+            with redirect_stdout(sys.stderr):  # Ray prints there that a worker died; stdout is for results
+                _run_ray(job, address)
     finally:
         forget(job)
 
