@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,8 @@ def run(job: Job, stopping: Stopping, *, local: bool, address: str | None = None
             if local:
                 _run_local(job)
             else:
-                _run_ray(job, address, stopping)
+                with redirect_stdout(sys.stderr):  # Ray prints there that a worker died; stdout is for results
+                    _run_ray(job, address, stopping)
         if job.stopped.exists():
             raise Stopped(job.stopped.read_text(encoding="utf-8"))
     finally:
