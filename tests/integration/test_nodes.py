@@ -26,8 +26,8 @@ from tests.integration.test_train import ROOT, assert_same_curve, train
 
 pytestmark = pytest.mark.acceptance
 HEAD, OTHER = "127.0.0.2", "127.0.0.3"
-STEPS = 1500
-SETTINGS = ("--set", "tracking.enabled=false", "--set", f"train.steps={STEPS}", "--set", "train.evaluate_every=500")
+STEPS = 3000
+SETTINGS = ("--set", "tracking.enabled=false", "--set", f"train.steps={STEPS}", "--set", "train.evaluate_every=1000")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,14 @@ def two_nodes() -> Iterator[Nodes]:
     """Stopped by the processes that were started here, and nothing else."""
     folder = tempfile.mkdtemp(prefix="nf", dir="/tmp")  # a socket's path must be short
     secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
-    environment = {**os.environ, **secret, "RAY_TMPDIR": folder, "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        **secret,
+        "OMP_NUM_THREADS": "1",
+        "RAY_TMPDIR": folder,
+        "GLOO_SOCKET_IFNAME": "lo",
+        "PYTHONPATH": str(ROOT),
+    }
     address = f"{HEAD}:{free_port()}"
     head = node(
         environment, "--head", f"--node-ip-address={HEAD}", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false"
