@@ -17,7 +17,6 @@ from cluster.job import Job
 from cluster.progress import bar, say
 from cluster.run import train
 from cluster.runfolder import RunFolder, read_lines
-from cluster.stopping import Stopping
 from configs.load import load_config
 from configs.registry import resolve, suggest
 from configs.schema import RunConfig
@@ -99,7 +98,7 @@ def _seconds_a_step(config: RunConfig) -> float:
         run.claim(timed)
         histories = begin(open_sources(timed.data.train))
         job = Job(config=timed, run=run.path, steps=WARM + TIMED, histories=histories, launch_id=uuid.uuid4().hex[:8])
-        launch.run(job, Stopping(), local=True)
+        launch.run(job, local=True)
         times = [row["time"] for row in read_lines(run.metrics)]
     finally:
         shutil.rmtree(folder, ignore_errors=True)

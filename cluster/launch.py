@@ -28,12 +28,15 @@ class Stopped(RuntimeError):
     """The ranks saved their state and stopped, as they were asked to."""
 
 
-def run(job: Job, stopping: Stopping, *, local: bool, address: str | None = None) -> None:
+def run(job: Job, stopping: Stopping | None = None, *, local: bool, address: str | None = None) -> None:
     """Train with local processes, or with Ray: on the cluster at `address`, or on this machine's own.
+
+    `stopping` hears the signals; without it they are as they were.
 
     Raises Unrecoverable when trying again is useless, Stopped when the ranks were asked to stop, RuntimeError when they failed
     more than `cluster.max_failures` times or could not be started.
     """
+    stopping = stopping or Stopping()
     try:
         with stopping.asked_through(job.request):
             if local:
@@ -57,7 +60,7 @@ def _run_local(job: Job) -> None:
         return
     for failures in range(job.config.cluster.max_failures + 1):
         try:
-            run_ranks(world, partial(_rank, world=world, job=job))
+            run_ranks(world, partial(_rank, world=world, job=job), timeout_s=job.config.cluster.timeout_s)
             return
         except RankFailed as error:
             refuse_useless(job)

@@ -30,9 +30,10 @@ class RankFailed(RuntimeError):
         self.killed = killed
 
 
-def run_ranks(world: int, work: Callable[[int, Path], None]) -> None:
+def run_ranks(world: int, work: Callable[[int, Path], None], *, timeout_s: float = float("inf")) -> None:
     """Call `work(rank, folder)`, which is pickled, in `world` new processes; `folder` is empty and theirs to meet in.
 
+    timeout_s: how long after the first has succeeded the others may take.
     Raises RankFailed for the rank that was the cause. Whatever happens, no rank is left.
     """
     with TemporaryDirectory(prefix="nearfar-", ignore_cleanup_errors=True) as name:
@@ -44,7 +45,7 @@ def run_ranks(world: int, work: Callable[[int, Path], None]) -> None:
             with _unheard(signal.SIGINT):  # Ctrl-C reaches all processes of a terminal, and is for the driver alone
                 for rank in ranks:
                     rank.start()
-            if _any_failed(ranks):
+            if not _all_succeed(ranks, timeout_s):
                 _await(ranks, PATIENCE_S)
                 raise _cause(ranks, folder)
         finally:
@@ -67,15 +68,16 @@ def _run(rank: int, folder: Path, work: Callable[[int, Path], None]) -> None:
         os._exit(1)  # at once, which closes all connections: an orderly end can wait for ranks that stand still
 
 
-def _any_failed(ranks: Sequence[BaseProcess]) -> bool:
-    """Waits until one has failed or all have succeeded."""
-    running = list(ranks)
-    while running:
+def _all_succeed(ranks: Sequence[BaseProcess], timeout_s: float) -> bool:
+    """Waits until that is known. One that is stopped when its work is done would be waited for in vain."""
+    deadline = float("inf")
+    while running := [process for process in ranks if process.exitcode is None]:
+        if any(process.exitcode for process in ranks) or time.monotonic() > deadline:
+            return False
+        if len(running) < len(ranks):
+            deadline = min(deadline, time.monotonic() + timeout_s)
         wait([process.sentinel for process in running], timeout=POLL_S)
-        if any(process.exitcode for process in running):
-            return True
-        running = [process for process in running if process.exitcode is None]
-    return False
+    return not any(process.exitcode for process in ranks)
 
 
 def _await(ranks: Sequence[BaseProcess], timeout_s: float) -> None:
@@ -97,6 +99,9 @@ def _cause(ranks: Sequence[BaseProcess], folder: Path) -> RankFailed:
     if said:
         _, number, path = said[0]
         return RankFailed(f"rank {number}: {path.read_text(encoding='utf-8')}", killed=False)
+    late = [number for number, process in enumerate(ranks) if process.exitcode is None]
+    if late:
+        return RankFailed(f"rank {late[0]} hung: others have long ended", killed=True)
     codes = {number: process.exitcode for number, process in enumerate(ranks) if process.exitcode}
     return RankFailed(f"ranks ended with exit codes {codes}", killed=False)
 

@@ -65,3 +65,16 @@ def test_a_rank_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(RankFailed, match="no more of this"):
         run_ranks(2, partial(fail, out=tmp_path, how="hang"))
     assert not alive(tmp_path)
+
+
+def stand_still(rank: int, folder: Path, *, out: Path) -> None:
+    meet(rank, folder, out=out)
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def test_a_rank_that_stands_still_when_the_others_are_done_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.processes.PATIENCE_S", 0.5)
+    with pytest.raises(RankFailed, match="rank 1 hung: others have long ended"):
+        run_ranks(2, partial(stand_still, out=tmp_path), timeout_s=1)
+    assert not alive(tmp_path)
