@@ -44,7 +44,7 @@ def test_a_line_is_there_whole_or_not_at_all(disk: Path) -> None:
 
 def log(metrics: MetricsFile, steps: Iterable[int]) -> None:
     for step in steps:
-        metrics.append(step, {"train/loss": 1 / (step + 1)})
+        metrics.append(step, {"train/loss": 1 / (step + 1)}, at=0.0)
 
 
 def test_what_is_written_anew_stays_as_it_was(disk: Path) -> None:
