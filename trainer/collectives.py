@@ -75,19 +75,19 @@ def scatter_sum(rows: Tensor, num_rows: Sequence[int]) -> Tensor:
 
 def total(x: Tensor) -> Tensor:
     """Sum of `x` over all ranks, as a new tensor. Collective: every rank calls it."""
-    if world() == 1:
-        return x
-    summed = x.clone()
-    dist.all_reduce(summed, op=dist.ReduceOp.SUM)
-    return summed
+    return _reduced(x, dist.ReduceOp.SUM)
 
 
 def largest(x: Tensor) -> Tensor:
     """Elementwise maximum of `x` over all ranks, as a new tensor. Collective: every rank calls it."""
+    return _reduced(x, dist.ReduceOp.MAX)
+
+
+def _reduced(x: Tensor, how: dist.ReduceOp.RedOpType) -> Tensor:
     if world() == 1:
         return x
     found = x.clone()
-    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    dist.all_reduce(found, op=how)
     return found
 
 
