@@ -42,6 +42,7 @@ def worker_bytes(config: RunConfig, manifest: Manifest, encoder: nn.Module, obje
         "data.image_size, data.batch, data.prefetch (batches read ahead)": (
             share * images * pixels * (config.data.prefetch + 1 + size)
         ),
+        "data.decoded_mb": round(config.data.decoded_mb * 2**20),
         "loss.memory": remembered * (int(encoder.dim) * size + 48),  # type: ignore[arg-type]
     }
 

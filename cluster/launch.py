@@ -87,12 +87,15 @@ def _rank(rank: int, folder: Path, *, world: int, job: Job) -> None:
 
 
 def _run_ray(job: Job, address: str | None, stopping: Stopping) -> None:
+    settings = job.config.cluster
+    elastic = settings.least_workers < settings.most_workers
+    # A lost node is still counted when the workers start again: those that can start wait this long for the others.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15" if elastic else "60")
     quiet_ray()
     import ray
     from ray import train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    settings = job.config.cluster
     started = not ray.is_initialized()
     if started:
         init_ray(address, settings.most_workers * settings.cpus_per_worker, otherwise="--local trains without Ray")
@@ -159,7 +162,6 @@ def quiet_ray() -> None:
     settings = {
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_DEDUP_LOGS": "1",

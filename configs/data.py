@@ -68,6 +68,9 @@ class Data(Section):
     tail: Literal["pad", "drop"] = Field("pad", description="a class run's rest below K: masked duplicates, or left out")
     threads: Annotated[int, Field(ge=1, le=256)] = 2
     prefetch: Annotated[int, Field(ge=1, le=64)] = Field(4, description="batches read ahead")
+    decoded_mb: Annotated[float, Field(ge=0.0, le=2**20)] = Field(
+        256, description="MiB per worker for images of a small data set, kept decoded from one epoch to the next"
+    )
     augment: Augment = Augment()
     lanes: Annotated[int, Field(ge=1, le=65536)] = 64
     window: Annotated[int, Field(ge=1, le=2**24)] = Field(

@@ -168,7 +168,7 @@ class RunConfig(Section):
 
 _PACE = {
     "data": (
-        *("train", "eval", "threads", "prefetch", "max_bad_fraction", "max_bad_shard_fraction", "max_pixels"),
+        *("train", "eval", "threads", "prefetch", "decoded_mb", "max_bad_fraction", "max_bad_shard_fraction", "max_pixels"),
         *("timeout_s", "io_threads", "block_mb", "cache", "cache_gb"),
     ),
     "train": (

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -17,7 +18,8 @@ import torch
 from configs.schema import Augment, Data
 from pipelines.batch import Batch
 from pipelines.blocks import Counts
-from pipelines.crop import cut
+from pipelines.crop import cut, cut_decoded
+from pipelines.decoded import Decoded
 from pipelines.manifest import Manifest
 from pipelines.plan import Plan
 from pipelines.read import Reader
@@ -60,12 +62,20 @@ class Filler:
     What goes wrong in a thread is raised by `next`. `wait_s` is how long the consumer has waited so far.
     """
 
-    def __init__(self, manifest: Manifest, data: Data, augment: Augment, plans: Iterator[Callable[[], Plan]]) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        data: Data,
+        augment: Augment,
+        plans: Iterator[Callable[[], Plan]],
+        decoded: Decoded | None = None,
+    ) -> None:
+        """`decoded`: where images are looked up, and kept for the next epoch."""
         self.data, self.augment = data, augment
         self.wait_s = 0.0
         self._manifest, self._plans = manifest, plans
         self._reader = Reader(manifest, data)
-        self._buffers = Buffers(data.prefetch + 1)
+        self._buffers, self._decoded = Buffers(data.prefetch + 1), decoded or Decoded(0, manifest.num_images)
         self._planner = single_core_threads(1, "plan")  # apart from the pool, so that fetching starts early
         self._pool = single_core_threads(data.threads)
         self._ahead: deque[Future[_Started]] = deque()
@@ -125,7 +135,9 @@ class Filler:
         for start in range(0, plan.num_members, IMAGES_PER_TASK):
             few = np.arange(start, min(start + IMAGES_PER_TASK, plan.num_members))
             here = few[plan.present[few]]
-            where = (column[here].tolist() for column in (plan.shard, plan.offset, plan.size))
+            lie = zip(plan.shard[here].tolist(), plan.offset[here].tolist(), strict=True)
+            missing = here[[self._decoded.get(place) is None for place in lie]]
+            where = (column[missing].tolist() for column in (plan.shard, plan.offset, plan.size))
             coming = self._reader.prefetch(*where)
             parts.append(self._pool.submit(self._fill, plan, room, here.tolist(), coming, after=coming))
         return _Started(plan, room, parts)
@@ -135,18 +147,27 @@ class Filler:
             block.result()  # raises what went wrong with it
         bad = []
         for index in indices:
-            where = (int(plan.shard[index]), int(plan.offset[index]), int(plan.size[index]), int(plan.crc32[index]))
-            sound = self._manifest.shard_file(where[0]).decoded
             try:
-                file = self._reader.read(*where)
-                if plan.dim is not None and plan.dim[index]:
-                    room.put_numbers(index, decode_vector(file, int(plan.dim[index])))
-                else:
-                    cut(file, plan.draws[index], self.data, self.augment, sound=sound, out=room.image(index))
+                self._put(plan, room, index)
             except ValueError as error:
                 bad.append(Bad(index, str(error)))
                 room.clear(index)
         return bad
+
+    def _put(self, plan: Plan, room: Room, index: int) -> None:
+        """Raises ValueError when member `index` of the plan cannot be used."""
+        place = (int(plan.shard[index]), int(plan.offset[index]))
+        pixels = self._decoded.get(place)
+        if pixels is not None:
+            cut_decoded(pixels, plan.draws[index], self.data, self.augment, room.image(index))
+            return
+        file = self._reader.read(*place, int(plan.size[index]), int(plan.crc32[index]))
+        if plan.dim is not None and plan.dim[index]:
+            room.put_numbers(index, decode_vector(file, int(plan.dim[index])))
+            return
+        sound = self._manifest.shard_file(place[0]).decoded
+        keep = partial(self._decoded.keep, place) if self._decoded.open else None
+        cut(file, plan.draws[index], self.data, self.augment, sound=sound, keep=keep, out=room.image(index))
 
 
 def single_core_threads(count: int, name: str = "decode") -> Threads:

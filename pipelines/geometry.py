@@ -98,6 +98,11 @@ def snap(placement: Placement, width: int, height: int) -> tuple[Placement, int]
     return placement, 1
 
 
+def never_snaps(width: int, height: int, side: int, resize: str) -> bool:
+    """Whether `snap` leaves every random crop of such an image as it is, at factor 1."""
+    return resize != "pad" and max(width, height) < FACTORS[-1] * side  # parts of what is padded may be smaller than the square
+
+
 def _whole_pixels(start: int, stop: int, extent: int, factor: int) -> tuple[int, int]:
     """The nearest multiples of `factor`; what the last whole one of them leaves of the image is cut off."""
     last = extent // factor

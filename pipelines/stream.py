@@ -12,6 +12,7 @@ import numpy as np
 
 from configs.schema import Augment, Data
 from pipelines.batch import Batch
+from pipelines.decoded import Decoded
 from pipelines.fill import Filler
 from pipelines.growth import History, begin, unit_sizes, weights_of
 from pipelines.manifest import Manifest
@@ -63,7 +64,8 @@ class Loader:
         self._order = MixedOrder(manifest, data, seed=seed, histories=histories)
         self._tally = Tally(manifest, data, on_bad)
         starts = itertools.count(position, self.units_per_batch)
-        self._filler = Filler(manifest, data, data.augment, (self._planner(start) for start in starts))
+        decoded = Decoded(round(data.decoded_mb * 2**20), manifest.num_images)
+        self._filler = Filler(manifest, data, data.augment, (self._planner(start) for start in starts), decoded)
 
     def __iter__(self) -> Loader:
         return self
