@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cluster.check import Facts
 from cluster.gallery import Gallery
+from cluster.models import build_trained
 from cluster.progress import say
 from cluster.promotion import Registered, register
 from cluster.runfolder import RunFolder, read_lines
@@ -22,8 +23,7 @@ from configs.schema import Data, RunConfig
 from pipelines.decode import decode
 from pipelines.geometry import place, whole
 from pipelines.mixture import open_sources, parts_of
-from trainer import checkpoints, state
-from trainer.encoders import build_encoder
+from trainer import checkpoints
 from trainer.export import export_encoder, load_exported, parity
 from trainer.report.data import ReportData
 from trainer.report.page import write_report
@@ -109,9 +109,7 @@ def trained_encoder(config: RunConfig, folder: RunFolder) -> nn.Module:
     saved = checkpoints.newest(store)
     if saved is None:
         raise RuntimeError(f"{store.location} holds no complete checkpoint; train again with --resume")
-    encoder = build_encoder(config.encoder, config.data.image_size)
-    state.load_module(saved, "average" if config.train.ema else "encoder", encoder)
-    return encoder.eval()
+    return build_trained(config, saved)
 
 
 def _weights(folder: RunFolder) -> str | None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
-from cluster.store import hush, open_client, redact
+from cluster.store import fluent, open_client, redact
 
 logger = logging.getLogger(__name__)
 
@@ -142,17 +141,3 @@ def _mlflow_errors() -> tuple[type[Exception], ...]:
     from mlflow.exceptions import MlflowException
 
     return (MlflowException, OSError)
-
-
-@contextmanager
-def fluent(uri: str) -> Iterator[None]:
-    """Point MLflow's module-wide address to `uri`: logging and loading models know no other; put back at the end."""
-    hush()
-    import mlflow
-
-    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
-    mlflow.set_tracking_uri(uri)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(before)

@@ -156,3 +156,17 @@ def serve_ui(storage: Path, port: int) -> None:
     environment = {**os.environ, **QUIET, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with contextlib.suppress(KeyboardInterrupt):
         subprocess.run([*command, "--workers", "1"], env=environment, check=False)
+
+
+@contextmanager
+def fluent(uri: str) -> Iterator[None]:
+    """Point MLflow's module-wide address to `uri`: logging and loading models know no other; put back at the end."""
+    hush()
+    import mlflow
+
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)

@@ -5,19 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cluster.promotion import fluent
+from cluster.models import PROGRAM, REGISTERED, exported_weights, fetch, find_checkpoint
 from cluster.runfolder import RunFolder
-from cluster.store import environment, open_client, redact, tracking_uri
+from cluster.store import tracking_uri
 from configs.schema import RunConfig
-from trainer import checkpoints
 from trainer.checkpoints import Saved
-
-REGISTERED = "models:/"
 
 
 def weights_of(config: RunConfig) -> dict[str, Tensor]:
@@ -54,55 +50,21 @@ def _find(config: RunConfig) -> tuple[dict[str, Tensor], str]:
     """Weights, and where they are from."""
     name = config.encoder.init
     assert name is not None
-    if name.startswith(REGISTERED):
-        return _registered(name, tracking_uri(config.tracking, Path(config.cluster.storage)))
-    path = Path(name).expanduser()
-    if (path / "program.pt2").exists():
-        return _exported(path), str(path)
-    if (path / "state.json").exists():
-        try:
-            saved = checkpoints.read(path.parent, path.name)
-        except ValueError as error:
-            raise ValueError(f"encoder.init: {error}") from error
-        return _checkpoint(saved), str(path)
-    run = RunFolder(path)
-    if not run.exists():
-        raise ValueError(f"encoder.init: {path} is no run folder, checkpoint or exported encoder; or give models:/NAME@ALIAS")
-    store = run.checkpoints(run.config())
-    newest = checkpoints.newest(store)
-    if newest is None:
-        raise ValueError(f"encoder.init: {store.location} holds no complete checkpoint")
-    return _checkpoint(newest), f"{path}, step {newest.step}"
+    try:
+        if name.startswith(REGISTERED):
+            folder, origin = fetch(name, tracking_uri(config.tracking, Path(config.cluster.storage)))
+            return exported_weights(folder), origin
+        path = Path(name).expanduser()
+        if (path / PROGRAM).exists():
+            return exported_weights(path), str(path)
+        _, saved = find_checkpoint(path)
+    except ValueError as error:
+        raise ValueError(f"encoder.init: {error}") from error
+    return _checkpoint(saved), str(path) if (path / "state.json").exists() else f"{path}, step {saved.step}"
 
 
 def _checkpoint(saved: Saved) -> dict[str, Tensor]:
     file = "average.safetensors" if "average.safetensors" in saved.files else "encoder.safetensors"
-    with saved.store.fetched(saved.name, file) as path:
-        held: dict[str, Tensor] = load_file(path)
-    return held
-
-
-def _exported(folder: Path) -> dict[str, Tensor]:
-    program = torch.export.load(next(folder.rglob("program.pt2")))
-    return {name.removeprefix("encoder."): t.detach() for name, t in program.state_dict.items()}
-
-
-def _registered(name: str, uri: str) -> tuple[dict[str, Tensor], str]:
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise ValueError(f"encoder.init: {name} is not to be had: there is no {uri}; set tracking.uri")
-    client = open_client(uri)
-    from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
-
-    with fluent(uri), environment({"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}):
-        try:
-            model, at, alias = name.removeprefix(REGISTERED).partition("@")
-            version = client.get_model_version_by_alias(model, alias).version if at else None
-            fixed = f"{REGISTERED}{model}/{version}" if at else name
-            folder = Path(download_artifacts(artifact_uri=fixed))
-        except (MlflowException, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"encoder.init: {name} is not to be had from MLflow at {redact(uri)}: {reason}") from error
-    if next(folder.rglob("program.pt2"), None) is None:
-        raise ValueError(f"encoder.init: {name} was not registered by nearfar: it holds no program.pt2")
-    return _exported(folder), fixed
+    with saved.store.fetched(saved.name, file) as held:
+        weights: dict[str, Tensor] = load_file(held)
+    return weights

@@ -21,8 +21,8 @@ from trainer.portable_model import Encoder, Vectors
 MAX_PIXELS = 100_000_000
 
 
-class _FromBytes(nn.Module):
-    """The encoder behind uint8 pixels, as they travel and as they are stored."""
+class FromBytes(nn.Module):
+    """The encoder behind uint8 pixels [n, 3, S, S], as they travel and as they are stored."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ def parity(
 
 
 def _trace(encoder: nn.Module, image_size: int) -> tuple[torch.export.ExportedProgram, int]:
-    portable = _FromBytes(copy.deepcopy(encoder).to(device="cpu", dtype=torch.float32).eval())
+    portable = FromBytes(copy.deepcopy(encoder).to(device="cpu", dtype=torch.float32).eval())
     for tensor in (*portable.parameters(), *portable.buffers()):
         tensor.data = tensor.data.contiguous()  # channels-last weights make torch.export.save warn
     pixels = torch.randint(0, 256, (2, 3, image_size, image_size), dtype=torch.uint8)  # a batch of 1 would freeze the 1
