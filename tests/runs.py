@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -61,6 +62,12 @@ def curve(run: str | Path) -> list[dict[str, float]]:
     """All that was logged but for the pace, the loaders' counts and the machine's own."""
     rows = list(read_lines(Path(run) / "metrics.jsonl"))
     return [{k: v for k, v in row.items() if k not in PACE and not k.startswith(MACHINE)} for row in rows]
+
+
+def standstill_s(run: Path) -> float:
+    """The longest time without a new step."""
+    times = [row["time"] for row in read_lines(run / "metrics.jsonl")]
+    return max(after - before for before, after in itertools.pairwise(times))
 
 
 def assert_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import pytest
 from cluster.runfolder import read_lines
 from tests.integration.conftest import Reference
 from tests.kills import PLACES, Place, Watched, kill, kill_alone, readers, while_checkpointing, while_evaluating
-from tests.runs import assert_equal, curve, finish, ranks, start, train, wait_for
+from tests.runs import assert_equal, curve, finish, ranks, standstill_s, start, train, wait_for
 
 
 def folder_of(reference: Reference, name: str) -> Path:
@@ -85,6 +85,7 @@ def test_300_steps_on_emoji_are_the_same_when_one_worker_is_killed_and_replaced(
     wait_for(lambda: Watched(driver, run).logged() >= step, driver)
     os.kill(random.choice(ranks(driver) if local else readers(emoji_shards / "train")), signal.SIGKILL)
     assert_equal(finish(driver), emoji[1])
+    print(f"\na worker killed after step {step}: no new step for {standstill_s(run):.0f} s")
     launches = [row["launch"] for row in read_lines(run / "attempts.jsonl")]
     assert len(launches) == 2
     assert len(set(launches)) == 1, "the driver went on by itself"

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from cluster.runfolder import read_lines
 
@@ -199,6 +200,33 @@ def test_mlflow_holds_the_curve_the_params_and_the_report(reference: tuple[Path,
     losses = {m.step: m.value for m in client.get_metric_history(run.info.run_id, "train/loss")}
     assert losses == {step: row["train/loss"] for step, row in curve(result).items() if "train/loss" in row}
     assert {"config.yaml", "metrics.jsonl", "report"} <= {a.path for a in client.list_artifacts(run.info.run_id)}
+
+
+def test_a_model_opens_by_any_of_its_names(reference: tuple[Path, dict[str, Any]]) -> None:
+    from cluster.models import open_model
+
+    run, uri, run_id = (reference[1][name] for name in ("run", "tracking_uri", "mlflow_run_id"))
+    pixels = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    names = [run, f"{run}/export", "models:/digits@champion", "models:/digits/1", run_id]
+    names += [str(checkpoint) for checkpoint in sorted(Path(run, "checkpoints").iterdir())][-1:]
+    models = [open_model(name, uri=uri) for name in names]
+    with torch.inference_mode():
+        found = [model.module(pixels) for model in models]
+    for vectors in found:
+        assert torch.allclose(vectors, found[0], atol=1e-6)
+    assert {(m.image_size, m.resize, m.dim, m.max_pixels) for m in models} == {(16, "crop", 16, 100_000_000)}
+    assert [model.origin for model in models[2:4]] == ["models:/digits/1"] * 2
+    assert "step 50" in models[0].origin
+
+
+@pytest.mark.parametrize(
+    ("name", "word"), [("/nowhere", "no run folder"), ("models:/digits@nobody", "not to be had"), ("0" * 32, "not to be had")]
+)
+def test_what_is_no_model_is_refused(reference: tuple[Path, dict[str, Any]], name: str, word: str) -> None:
+    from cluster.models import open_model
+
+    with pytest.raises(ValueError, match=word):
+        open_model(name, uri=reference[1]["tracking_uri"])
 
 
 def test_a_warm_start_begins_where_the_registered_model_ended(reference: tuple[Path, dict[str, Any]]) -> None:
