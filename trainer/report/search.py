@@ -84,17 +84,13 @@ def hardest_negatives(found: Search, most: int) -> list[Pair]:
 
 
 def suspects(found: Search, most: int, *, look: int = 5, agree: int = 3) -> list[Suspect]:
-    """Rows that lie among another group: at least `agree` of the `look` nearest are of one other group, and none of their own.
-
-    Where groups have fewer members, all members of the other one must be there.
-    """
+    """Rows among another group: `agree` or more of the `look` nearest are of one other group, and none of their own."""
     near = found.group[found.nearest[:, :look]]  # [N, look]
-    sizes = dict(zip(*(t.tolist() for t in torch.unique(found.group, return_counts=True)), strict=True))
     listed: list[Suspect] = []
     for row in ((found.others > 0) & ~(near == found.group[:, None]).any(1)).nonzero()[:, 0].tolist():
         groups, counts = torch.unique(near[row], return_counts=True)
         other, votes = int(groups[counts.argmax()]), int(counts.max())
-        if votes < min(agree, sizes[other]) or votes < 2:
+        if votes < agree:
             continue
         places = (near[row] == other).nonzero()[:, 0]
         hits = tuple(found.nearest[row, places].tolist())

@@ -39,7 +39,7 @@ def rows(before: Mapping[str, float], after: Mapping[str, float], headline: str)
     """Every metric but counts, the headline first, then those between 0 and 1. `_low` and `_high` become intervals."""
     bounds = {name for name in after if name.endswith(("_low", "_high")) and name.rpartition("_")[0] in after}
     names = [name for name in after if name not in bounds and not name.startswith("num_") and math.isfinite(after[name])]
-    order = {name: place for place, name in enumerate((headline, *FIRST))}
+    order = {name: place for place, name in enumerate(dict.fromkeys((headline, *FIRST)))}
     found = [
         Row(
             label(name),
