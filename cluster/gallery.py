@@ -18,6 +18,7 @@ from pipelines.records import member_names
 from pipelines.samples import TARGET
 from pipelines.stream import evaluation_batches
 from trainer.evaluate import Embedded, embed
+from trainer.report.contact import lighter
 from trainer.report.insight import Picture
 from trainer.report.names import reader
 
@@ -94,7 +95,7 @@ class Gallery:
 
     def picture(self, row: int) -> Picture:
         if row not in self._pictures:
-            self._pictures[row] = Picture(self.image(row) if self.shown[row] else None, self._label(row))
+            self._pictures[row] = Picture(lighter(self.image(row)) if self.shown[row] else None, self._label(row))
         return self._pictures[row]
 
     def name_of(self, group: int) -> str:

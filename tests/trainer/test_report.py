@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from trainer.report.charts import Extent, loss_chart, metric_chart
-from trainer.report.contact import FRAME, GAP, RIGHT, THUMB, WRONG, Tile, montage
+from trainer.report.contact import FRAME, GAP, RIGHT, THUMB, WRONG, Tile, lighter, montage, thumbnail
 from trainer.report.data import Evaluation, Health, ReportData, Start, read_series
 from trainer.report.insight import Insight, Picture, look
 from trainer.report.page import write_report
@@ -215,6 +215,20 @@ def test_right_hits_are_framed_green_and_wrong_ones_red() -> None:
     assert ["#" + bytes(frame).hex() for frame in frames] == [RIGHT, WRONG]
     assert sheet[GAP + THUMB // 2, lefts[0] + THUMB // 2].tolist() == [0, 0, 250]
     assert sheet[GAP + THUMB // 2, lefts[1] + THUMB // 2].tolist() == [255, 255, 255]  # transparent is white
+
+
+def test_a_heavy_picture_becomes_light_and_one_that_cannot_be_read_a_grey_square() -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (900, 1200, 3), dtype=np.uint8))
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown upright after a quarter turn
+    noise.save(buffer, "JPEG", exif=exif)
+    light = lighter(buffer.getvalue())
+    assert len(light) < len(buffer.getvalue()) / 4
+    assert Image.open(io.BytesIO(light)).size == (2 * THUMB, 2 * THUMB)
+    assert Image.open(io.BytesIO(light)).getpixel((2, THUMB)) == (255, 255, 255)  # a border beside what stands upright
+    assert lighter(b"small") == b"small"
+    assert thumbnail(b"no image").getpixel((5, 5)) == thumbnail(b"no image").getpixel((90, 90)) == (232, 234, 238)
 
 
 def test_curves_are_svg_in_the_pages_colours_and_files_in_their_own() -> None:

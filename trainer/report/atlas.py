@@ -61,19 +61,19 @@ def _place(points: Tensor, shown: Map) -> _Drawn:
 
 def _svg(drawn: _Drawn, colours: Colours, about: str) -> str:
     half = THUMB / 2
-    dots = "".join(f"M{x:.1f} {y:.1f}h.01" for x, y in drawn.dots)
+    dots = "".join(f'<circle cx="{x:.0f}" cy="{y:.0f}" r="1.8"/>' for x, y in drawn.dots)
     lines = "".join(f"M{a:.1f} {b:.1f}L{c:.1f} {d:.1f}" for a, b, c, d in drawn.lines)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {SIDE} {drawn.height:.0f}" '
         f'role="img" aria-label="{escape(about)}">',
-        f'<path d="{dots}" stroke="{colours.ink}" stroke-opacity=".45" stroke-width="3" stroke-linecap="round" fill="none"/>',
+        f'<g fill="{colours.ink}" fill-opacity=".35">{dots}</g>',
         f'<path d="{lines}" stroke="{colours.first}" stroke-opacity=".7" stroke-width="1.2" fill="none"/>',
     ]
     for x, y, picture in drawn.pictures:
         assert picture.image is not None
         box = f'x="{x - half:.1f}" y="{y - half:.1f}" width="{THUMB}" height="{THUMB}"'
         parts.append(
-            f'<g><title>{escape(picture.label)}</title><rect {box} rx="5" fill="#fff" stroke="{colours.faint}"/>'
+            f'<g class="shown"><title>{escape(picture.label)}</title><rect {box} rx="5" fill="#fff" stroke="{colours.faint}"/>'
             f'<image x="{x - half + 3:.1f}" y="{y - half + 3:.1f}" width="{THUMB - 6}" height="{THUMB - 6}" '
             f'href="{data_url(picture.image, PIXELS)}"/></g>'
         )

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from trainer.portable_model import to_rgb
+from trainer.portable_model import DAMAGED, to_rgb
 from trainer.report.insight import Confused, Picture, Sheet
 
 THUMB = 96  # pixels
+HEAVY = 64 * 2**10  # bytes
 GAP, FRAME, CAPTION = 14, 5, 18
 RIGHT, WRONG, INK, TEXT = "#1a9e55", "#d63b3b", "#555b66", "#e8eaee"
 
@@ -28,14 +29,23 @@ class Tile:
 
 
 def thumbnail(data: bytes, side: int = THUMB) -> Image.Image:
-    """An encoded image, whole, on a white square."""
-    with Image.open(io.BytesIO(data)) as image:
-        rgb = to_rgb(image)
+    """An encoded image, whole, on a white square; a grey one where Pillow cannot read it."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.draft("RGB", (2 * side, 2 * side))  # a large JPEG is decoded small
+            rgb = to_rgb(ImageOps.exif_transpose(image))
+    except DAMAGED:
+        return Image.new("RGB", (side, side), TEXT)
     scale = side / max(rgb.size)
     rgb = rgb.resize((max(1, round(rgb.width * scale)), max(1, round(rgb.height * scale))), Image.Resampling.LANCZOS)
     square = Image.new("RGB", (side, side), "white")
     square.paste(rgb, ((side - rgb.width) // 2, (side - rgb.height) // 2))
     return square
+
+
+def lighter(data: bytes) -> bytes:
+    """The image itself, or a smaller one where it is heavy: a report holds hundreds."""
+    return data if len(data) <= HEAVY else as_png(thumbnail(data, 2 * THUMB))
 
 
 @lru_cache(maxsize=4096)

@@ -10,6 +10,7 @@ from trainer.report.data import ReportData
 
 ACRONYMS = {"map", "mrr", "eer", "tar", "far", "auc", "roc", "nmi", "ami", "f1", "ap"}
 LOWER_IS_BETTER = ("eer", "alignment", "uniformity", "loss")
+NO_SHARES = ("alignment", "uniformity", "loss", "threshold")
 FIRST = ("recall_at_1", "precision_at_1", "map_at_r", "r_precision", "mrr")
 
 
@@ -38,7 +39,8 @@ class Verdict:
 def rows(before: Mapping[str, float], after: Mapping[str, float], headline: str) -> list[Row]:
     """Every metric but counts, the headline first, then those between 0 and 1. `_low` and `_high` become intervals."""
     bounds = {name for name in after if name.endswith(("_low", "_high")) and name.rpartition("_")[0] in after}
-    names = [name for name in after if name not in bounds and not name.startswith("num_") and math.isfinite(after[name])]
+    numbers = [name for name, value in after.items() if isinstance(value, (int, float)) and math.isfinite(value)]
+    names = [name for name in numbers if name not in bounds and not name.startswith("num_")]
     order = {name: place for place, name in enumerate(dict.fromkeys((headline, *FIRST)))}
     found = [
         Row(
@@ -47,7 +49,7 @@ def rows(before: Mapping[str, float], after: Mapping[str, float], headline: str)
             after[name],
             after.get(f"{name}_low"),
             after.get(f"{name}_high"),
-            0 <= after[name] <= 1 and 0 <= before.get(name, 0) <= 1 and name not in LOWER_IS_BETTER[1:],
+            0 <= after[name] <= 1 and 0 <= before.get(name, 0) <= 1 and not name.startswith(NO_SHARES),
             name.startswith(LOWER_IS_BETTER),
         )
         for name in sorted(names, key=lambda name: order.get(name, len(order)))
