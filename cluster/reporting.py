@@ -126,7 +126,7 @@ def _evaluation(config: RunConfig, gallery: Gallery, notes: list[str]) -> Evalua
         notes.append(f"The training data cannot be opened: {error}.")
     sampled = ""
     if gallery.stride > 1:
-        sampled = f"every stretch number {gallery.stride} of {EVALUATION_BATCH} records"
+        sampled = f"one in {gallery.stride} of the stretches of {EVALUATION_BATCH} records"
     return Evaluation(
         num_classes=manifest.num_classes,
         num_images=manifest.num_images,

@@ -127,7 +127,7 @@ def test_the_page_tells_what_it_was_given(run: Path) -> None:
     path = write_report(run, full())
     page = Page(path.read_text(encoding="utf-8"))
     said = ("It learned", "62 of 100 searches", "0.205", "0.623", "Interval 0.600 to 0.650", "MAP@R", "452", "1,804", "1,000")
-    said += ("2 min 43 s", "<dog> & 'co'", "写真", "rank 1 was killed", "Passed over: step 120: cut", "CRC32 is <other>")
+    said += ("2 min 43 s", "<dog> & 'co'", "写真", "rank 1 was killed", "passed over: step 120: cut", "CRC32 is <other>")
     said += ("2 images of the evaluation set are in the training set", "<e2>", "train images 1200", "10.0\xa0% of its time")
     for text in (*said, 'load_model("models:/emoji@champion")', "name: emoji", "mlflow ui"):
         assert text in page.text, text

@@ -56,12 +56,12 @@ class Extent:
 def loss_chart(points: Points, extent: Extent) -> Chart:
     """The loss of every logged step, faint, and its running mean."""
 
-    def draw(axes: Axes, colours: Colours) -> None:
+    def draw(axes: Axes) -> None:
         steps, values = [p[0] for p in points], [p[1] for p in points]
         if len(points) > 20:
-            axes.plot(steps, values, color=colours.first, alpha=0.28, linewidth=1)
+            axes.plot(steps, values, color=LIGHT.first, alpha=0.28, linewidth=1)
             values = _running_mean(values, len(points) // 20)
-        axes.plot(steps, values, color=colours.first, linewidth=2)
+        axes.plot(steps, values, color=LIGHT.first, linewidth=2)
 
     return _over_steps("loss", "Loss", draw, extent, f"from {points[0][1]:.3g} to {points[-1][1]:.3g}")
 
@@ -69,8 +69,8 @@ def loss_chart(points: Points, extent: Extent) -> Chart:
 def metric_chart(curves: Mapping[str, Points], extent: Extent) -> Chart:
     """Up to three metrics between 0 and 1 over the steps, named above."""
 
-    def draw(axes: Axes, colours: Colours) -> None:
-        for color, (name, points) in zip((colours.first, colours.second, colours.third), curves.items(), strict=False):
+    def draw(axes: Axes) -> None:
+        for color, (name, points) in zip((LIGHT.first, LIGHT.second, LIGHT.third), curves.items(), strict=False):
             steps, values = [p[0] for p in points], [p[1] for p in points]
             axes.plot(steps, values, color=color, linewidth=2, marker="o", markersize=3.5, label=name, clip_on=False)
         axes.set_ylim(0, 1)
@@ -83,8 +83,8 @@ def metric_chart(curves: Mapping[str, Points], extent: Extent) -> Chart:
 def small_chart(name: str, title: str, points: Points, extent: Extent, *, percent: bool = False) -> Chart:
     """One quantity over the steps."""
 
-    def draw(axes: Axes, colours: Colours) -> None:
-        axes.plot([p[0] for p in points], [p[1] for p in points], color=colours.first, linewidth=1.6)
+    def draw(axes: Axes) -> None:
+        axes.plot([p[0] for p in points], [p[1] for p in points], color=LIGHT.first, linewidth=1.6)
         axes.set_ylim(bottom=0)
         if percent:
             axes.set_ylim(0, max(0.05, 1.15 * max(p[1] for p in points)))
@@ -96,8 +96,8 @@ def small_chart(name: str, title: str, points: Points, extent: Extent, *, percen
 def spread_chart(name: str, title: str, spread: Spread, least: float) -> Chart:
     """Densities of the cosines of positive and negative pairs, from `least` to 1."""
 
-    def draw(axes: Axes, colours: Colours) -> None:
-        for counts, color, word in ((spread.negative, colours.second, "different"), (spread.positive, colours.first, "same")):
+    def draw(axes: Axes) -> None:
+        for counts, color, word in ((spread.negative, LIGHT.second, "different"), (spread.positive, LIGHT.first, "same")):
             shares = counts.reshape(-1, BINS // (2 * DRAWN_BINS)).sum(1) / max(1.0, float(counts.sum()))  # [2 * DRAWN_BINS]
             edges = [-1 + i / DRAWN_BINS for i in range(2 * DRAWN_BINS + 1)]
             axes.stairs(shares.tolist(), edges, color=color, fill=True, alpha=0.2)
@@ -113,13 +113,13 @@ def spread_chart(name: str, title: str, spread: Spread, least: float) -> Chart:
 
 
 def _over_steps(
-    name: str, title: str, draw: Callable[[Axes, Colours], None], extent: Extent, told: str, size: tuple[float, float] = WIDE
+    name: str, title: str, draw: Callable[[Axes], None], extent: Extent, told: str, size: tuple[float, float] = WIDE
 ) -> Chart:
-    def whole(axes: Axes, colours: Colours) -> None:
+    def whole(axes: Axes) -> None:
         for step in extent.restarts:
-            axes.axvline(step, color=colours.ink, linewidth=0.8, linestyle=(0, (2, 3)))
-        draw(axes, colours)
-        axes.grid(axis="y", color=colours.faint, linewidth=0.8)
+            axes.axvline(step, color=LIGHT.ink, linewidth=0.8, linestyle=(0, (2, 3)))
+        draw(axes)
+        axes.grid(axis="y", color=LIGHT.faint, linewidth=0.8)
         axes.xaxis.set_major_locator(MaxNLocator(6 if size == WIDE else 3, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5 if size == WIDE else 3))
         axes.set_xlim(0, max(extent.last, 1))
@@ -136,7 +136,7 @@ def _running_mean(values: Sequence[float], window: int) -> list[float]:
     return means
 
 
-def _chart(name: str, title: str, draw: Callable[[Axes, Colours], None], told: str, size: tuple[float, float]) -> Chart:
+def _chart(name: str, title: str, draw: Callable[[Axes], None], told: str, size: tuple[float, float]) -> Chart:
     svg, png = _render(draw, size, name)
     inline = svg[svg.index("<svg") :]
     for field in Colours.__slots__:
@@ -149,7 +149,7 @@ def _chart(name: str, title: str, draw: Callable[[Axes, Colours], None], told: s
     return Chart(name, title, inline, svg.encode(), png)
 
 
-def _render(draw: Callable[[Axes, Colours], None], size: tuple[float, float], name: str) -> tuple[str, bytes]:
+def _render(draw: Callable[[Axes], None], size: tuple[float, float], name: str) -> tuple[str, bytes]:
     """SVG and PNG of one drawing."""
     style = {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif", "font.size": 9.5}  # ids are not random
     style |= {"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": LIGHT.faint, "axes.axisbelow": True}
@@ -157,7 +157,7 @@ def _render(draw: Callable[[Axes, Colours], None], size: tuple[float, float], na
     with mpl.rc_context(style):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
-        draw(axes, LIGHT)
+        draw(axes)
         axes.tick_params(length=0)
         svg, png = io.StringIO(), io.BytesIO()
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

@@ -116,12 +116,13 @@ def _sheets(insight: Insight) -> dict[str, bytes]:
 
 
 def _leaks(leakage: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """leakage.json for the page: how many pairs of each kind there are, and the first ones."""
+    """leakage.json for the page: how many images and how many pairs of each kind, and the first pairs."""
     if leakage is None:
         return None
     pairs = sorted(leakage.get("pairs", ()), key=lambda pair: -float(pair.get("score") or 0))
     counts = Counter(str(pair.get("kind")) for pair in pairs)
-    return {"counts": counts, "total": len(pairs), "pairs": pairs[:20], "checked": leakage.get("checked") or {}}
+    images = len({pair.get("eval") for pair in pairs})
+    return {"counts": counts, "images": images, "pairs": pairs[:20], "checked": leakage.get("checked") or {}}
 
 
 def _write(path: Path, content: bytes) -> None:

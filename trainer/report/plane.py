@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,10 +24,9 @@ class Plane:
 
 def lay_out(vectors: Tensor) -> Plane:
     """The two main directions of vectors [N, D] (PCA), or UMAP's plane where umap-learn is installed."""
-    if importlib.util.find_spec("umap") is not None and 15 < len(vectors) <= MOST:
-        from umap import UMAP  # late: optional, and it takes seconds
-
-        points = torch.from_numpy(UMAP(metric="cosine", random_state=0, n_jobs=1).fit_transform(vectors.numpy()))
+    umap = _umap() if 15 < len(vectors) <= MOST else None
+    if umap is not None:
+        points = torch.from_numpy(umap(metric="cosine", random_state=0, n_jobs=1).fit_transform(vectors.numpy()))
         return Plane(_unit_square(points), "UMAP")
     centred = (vectors - vectors.mean(0)).double()
     values, axes = torch.linalg.eigh(centred.T @ centred)  # rising
@@ -36,6 +36,15 @@ def lay_out(vectors: Tensor) -> Plane:
     points = centred @ axes
     points = torch.nn.functional.pad(points, (0, 2 - points.shape[1]))  # a vector of one number has one direction
     return Plane(_unit_square(points), f"PCA, {share:.0%} of the variance")
+
+
+def _umap() -> Callable[..., Any] | None:
+    try:
+        from umap import UMAP  # late: optional, and it takes seconds
+    except ImportError:
+        return None
+    found: Callable[..., Any] = UMAP
+    return found
 
 
 def choose(points: Tensor, group: Tensor, shown: Tensor) -> list[list[int]]:
