@@ -205,14 +205,15 @@ def train(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]) -> None:
-    """Write a run's HTML report again and print where it lies.
+def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")], as_json: Json = False) -> None:
+    """Write a run's HTML report, of what is there so far, and print where it lies.
 
     Example: nearfar report runs/emoji
     """
-    from cluster.outcome import rewrite_report
+    from cluster.reporting import rewrite_report
 
-    print(rewrite_report(run.absolute()))
+    page = str(rewrite_report(run.absolute()))
+    _print({"report": page}, as_json=as_json, text=page)
 
 
 @app.command()

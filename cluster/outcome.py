@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,23 +13,20 @@ from cluster.gallery import Gallery
 from cluster.models import build_trained
 from cluster.progress import say
 from cluster.promotion import Registered, register
+from cluster.reporting import report
 from cluster.runfolder import RunFolder, read_lines
-from cluster.store import redact, tracking_uri, ui_command
+from cluster.store import redact, tracking_uri
 from cluster.tracking import Tracker
 from cluster.warm import origin_of
-from configs.load import dump_config
 from configs.schema import Data, RunConfig
 from pipelines.decode import decode
 from pipelines.geometry import place, whole
-from pipelines.mixture import open_sources, parts_of
+from pipelines.mixture import open_sources
 from trainer import checkpoints
 from trainer.export import export_encoder, load_exported, parity
-from trainer.report.data import ReportData
-from trainer.report.page import write_report
 
 LEAST_COSINE = 0.9999  # between the trained encoder and what is shipped
 PARITY_IMAGES = 64
-SHEETS, NEIGHBOURS = 16, 5
 
 
 def conclude(config: RunConfig, folder: RunFolder, facts: Facts, tracker: Tracker | None, *, started: float) -> dict[str, Any]:
@@ -68,22 +64,13 @@ def conclude(config: RunConfig, folder: RunFolder, facts: Facts, tracker: Tracke
         "promoted": None if registered is None else registered.promoted,
         "tracking_uri": redact(tracking_uri(config.tracking, folder.path.parent)),
     }
-    result["report"] = str(_write_report(config, folder, result, gallery))
+    result["report"] = str(report(config, folder, result, gallery))
+    if gallery is not None:
+        gallery.close()
     folder.write_result(result)
     if tracker is not None:
         tracker.finish("FINISHED")
     return result
-
-
-def rewrite_report(run: Path) -> Path:
-    """The report of a finished run once more. Raises ValueError when there is none."""
-    folder = RunFolder.existing(run)
-    result = folder.result()
-    if result is None or result["status"] != "FINISHED":
-        raise ValueError(f"the run in {run} is not finished; go on with `nearfar train {run / 'config.yaml'} --resume`")
-    config = folder.config()
-    gallery = Gallery(config, trained_encoder(config, folder)) if config.data.eval is not None else None
-    return _write_report(config, folder, result, gallery)
 
 
 def describe(result: dict[str, Any]) -> str:
@@ -190,34 +177,3 @@ def _register(
         verify=verify,
         tags={"data.digest": manifest.digest, "run": config.name, **{k: repr(v) for k, v in metrics.items()}},
     )
-
-
-def _note(gallery: Gallery) -> str:
-    most = int(gallery.found.group.unique(return_counts=True)[1].max()) - 1  # type: ignore[no-untyped-call]
-    return (
-        "" if most >= NEIGHBOURS else f"A class has at most {most} other images, so no more of the {NEIGHBOURS} can be right."
-    )
-
-
-def _write_report(config: RunConfig, folder: RunFolder, result: dict[str, Any], gallery: Gallery | None) -> Path:
-    say("writing the report")
-    training = open_sources(config.data.train, config.data.cache)
-    seen = {group for part in parts_of(training) for group in part.class_names}  # whatever namespace
-    data = ReportData(
-        name=config.name,
-        after=result["metrics"],
-        before=result["before"],
-        num_classes=0 if gallery is None else gallery.manifest.num_classes,
-        num_images=0 if gallery is None else len(gallery.found.group),
-        classes_unseen=gallery is not None and seen.isdisjoint(gallery.manifest.class_names),
-        steps=result["steps"],
-        wall_s=result["wall_s"],
-        num_workers=config.cluster.most_workers,
-        sheets_note="" if gallery is None else _note(gallery),
-        sheets=() if gallery is None else gallery.sheets(SHEETS, NEIGHBOURS),
-        config_yaml=dump_config(config),
-        load_uri=result["model"] or "",
-        tracking_uri=result["tracking_uri"],
-        ui_command=ui_command(result["tracking_uri"]),
-    )
-    return write_report(folder.path, data)

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from pipelines.manifest import Manifest
 from tests.conftest import Answer
 
 Nearfar = Callable[..., Answer]
@@ -79,7 +81,8 @@ def test_bad_images_are_listed_and_the_rest_train(nearfar: Nearfar, messy: Path,
     assert trained.code == 0, trained.err
     result = json.loads(trained.out)
     assert result["model"] == "models:/mine@champion"
-    assert Path(result["report"]).is_file()
+    page = Path(result["report"]).read_text(encoding="utf-8")
+    assert all(escape(name) in page for name in Manifest.open(shards / "eval").classes.names)
     assert not (tmp_path / "runs" / "mine" / "quarantine.jsonl").exists()
 
 
@@ -112,4 +115,8 @@ def test_tables_of_pairs_and_triplets_train(nearfar: Nearfar, messy: Path, tmp_p
     )
     trained = nearfar("train", config, "--local", "--json")
     assert trained.code == 0, trained.err
-    assert json.loads(trained.out)["status"] == "FINISHED"
+    result = json.loads(trained.out)
+    assert result["status"] == "FINISHED"
+    page = Path(result["report"]).read_text(encoding="utf-8")
+    assert "Given as the same thing, and least alike." in page
+    assert ("Given as different, and most alike." in page) == (kind != "pair")

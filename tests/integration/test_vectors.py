@@ -87,15 +87,22 @@ def test_images_learn_to_be_their_targets(folder: Path, nearfar: Callable[..., A
     assert rows[-1]["train/loss"] < 0.6 * rows[0]["train/loss"]
 
 
-def test_the_gallery_shows_images_only(folder: Path) -> None:
+def test_the_report_shows_vectors_by_their_names(folder: Path, nearfar: Callable[..., Answer]) -> None:
     run = RunFolder(folder / "runs" / "one")
     config = run.config()
-    gallery = Gallery(config, trained_encoder(config, run))
-    assert len(gallery.found.group) == gallery.manifest.num_images == gallery.manifest.num_samples
-    assert all(read_header(image).width for image in gallery.some(100))
-    sheets = gallery.sheets(5, 3)
-    assert len(sheets) == 5
-    assert all(read_header(hit.image).width for sheet in sheets for hit in sheet.neighbours)
+    with Gallery(config, trained_encoder(config, run)) as gallery:
+        assert int(gallery.shown.sum()) == gallery.manifest.num_images == gallery.manifest.num_samples
+        assert len(gallery.group) == 2 * gallery.manifest.num_samples
+        assert all(read_header(image).width for image in gallery.some(100))
+        given, other = gallery.given()
+        assert len(given) == gallery.manifest.num_samples
+        assert not len(other)
+        assert (gallery.group[given[:, 0]] == gallery.group[given[:, 1]]).all()
+    answer = nearfar("report", run.path, "--json")
+    assert answer.code == 0, answer.err
+    page = Path(json.loads(answer.out)["report"]).read_text(encoding="utf-8")
+    assert '<div class="text">' in page
+    assert "Given as the same thing, and least alike." in page
 
 
 def test_mistakes_name_the_setting(folder: Path, nearfar: Callable[..., Answer]) -> None:

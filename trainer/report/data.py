@@ -9,49 +9,73 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-
-@dataclass(frozen=True, slots=True)
-class Neighbour:
-    """One hit of a search: an encoded image, its class, its cosine to the query, and whether the class is the query's."""
-
-    image: bytes
-    label: str
-    cosine: float
-    right: bool
+from trainer.report.insight import Insight
 
 
 @dataclass(frozen=True, slots=True)
-class Sheet:
-    """A query and its nearest neighbours, nearest first."""
+class Start:
+    """One start of the workers. `ended`: why the one before it did."""
 
-    image: bytes
-    label: str
-    neighbours: Sequence[Neighbour]
+    at: str  # date and time
+    workers: int
+    from_step: int
+    ended: str = ""
+    skipped: Sequence[str] = ()  # checkpoints that were passed over, and why
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How the data and the machines behaved."""
+
+    bad: Sequence[Mapping[str, Any]] = ()  # rows of quarantine.jsonl
+    unread: Sequence[Mapping[str, Any]] = ()  # such rows of the evaluation set
+    starts: Sequence[Start] = ()
+    ended: str = ""  # why an unfinished run did
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The evaluation set, and what was looked at of it."""
+
+    num_classes: int = 0
+    num_images: int = 0
+    num_seen: int = 0  # embedded for the report
+    kind: str = "labelled"
+    classes_unseen: bool = False  # no class of it was trained on
+    sampled: str = ""  # how the images were chosen, when not all were
 
 
 @dataclass(frozen=True, slots=True)
 class ReportData:
     """The facts of a report; what is unknown is left empty and its part of the page is left out.
 
-    `before` and `after` map metric names (`recall_at_1`, `map_at_r`) to values of the untrained and the trained encoder
-    on the evaluation set of `num_classes` classes and `num_images` images. `load_uri` is what MLflow loads.
+    `before` and `after` map metric names (`recall_at_1`; `recall_at_1_low` and `_high` for its interval) to values of the
+    untrained and the trained encoder on the evaluation set. `status`: of result.json, or empty while there is none.
     """
 
     name: str
-    after: Mapping[str, float]
+    after: Mapping[str, float] = field(default_factory=dict)
     before: Mapping[str, float] = field(default_factory=dict)
-    num_classes: int = 0
-    num_images: int = 0
-    classes_unseen: bool = True  # no class of the evaluation set was trained on
+    headline: str = "recall_at_1"
+    best: tuple[int, float] | None = None  # (step, headline) of the best evaluation
+    status: str = "FINISHED"
     steps: int = 0
+    of_steps: int = 0  # of the whole run; 0: not known
+    stopped_early: bool = False
     wall_s: float = 0.0
     num_workers: int = 1
-    sheets: Sequence[Sheet] = ()
-    sheets_note: str = ""  # such as "A class has four images, so three of five can be right."
+    evaluation: Evaluation | None = None
+    insight: Insight | None = None
+    notes: Sequence[str] = ()  # what could not be shown, and why
+    health: Health = Health()
+    leakage: Mapping[str, Any] | None = None
     config_yaml: str = ""
-    load_uri: str = ""
-    tracking_uri: str = ""
+    load: str = ""  # lines of Python
     ui_command: str = ""
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "FINISHED"
 
 
 def read_series(path: Path) -> dict[str, list[tuple[int, float]]]:

@@ -3,67 +3,126 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from trainer.report.charts import loss_chart, metric_chart
-from trainer.report.contact import data_url, montage
+from trainer.report import words
+from trainer.report.atlas import map_charts
+from trainer.report.charts import Chart, Extent, loss_chart, metric_chart, small_chart, spread_chart
+from trainer.report.contact import data_url, montage, of_clusters, of_sheets
 from trainer.report.data import ReportData, read_series
+from trainer.report.insight import Insight
 
-CURVES = ("recall_at_1", "recall_at_5", "recall_at_10")
+CURVES = ("recall_at_1", "recall_at_5", "map_at_r")
+SMALL = (
+    ("train/lr", "Learning rate", False),
+    ("train/images_per_s", "Images a second", False),
+    ("train/wait_share", "Waiting for data", True),
+    ("train/grad_norm", "Gradient norm", False),
+)
+HERE = Path(__file__).parent
+Series = Mapping[str, Sequence[tuple[int, float]]]
 
 
 def write_report(run: Path, data: ReportData) -> Path:
-    """Write RUN/report/index.html, and neighbours.png beside it when there are sheets; returns the page's path.
+    """Write RUN/report/index.html, and its plots beside it as SVG and PNG; returns the page's path.
 
-    The curves come from RUN/metrics.jsonl (`train/loss`, `val/...`). Raises RuntimeError when the disk refuses.
+    The curves come from RUN/metrics.jsonl (`train/...`, `val/...`). Raises RuntimeError when the disk refuses.
     """
     series = read_series(run / "metrics.jsonl")
-    loss = series.get("train/loss", [])
-    curves = {label(name): series[f"val/{name}"] for name in CURVES if f"val/{name}" in series}
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
-    environment.globals.update(data_url=data_url, label=label, duration=duration)
-    html = environment.get_template("page.html").render(
-        data=data,
-        rows=compare(data.before, data.after),
-        loss=Markup(loss_chart(loss)) if len(loss) > 1 else "",
-        metrics=Markup(metric_chart(curves)) if curves else "",
-        hits=[sum(n.right for n in sheet.neighbours) for sheet in data.sheets],
-    )
+    charts = {
+        "main": _main(series, data),
+        "small": _small(series, data),
+        "spreads": _spreads(data.insight),
+        "maps": map_charts(data.insight.map) if data.insight and data.insight.map else [],
+    }
+    files = {"index.html": _page(data, series, charts).encode("utf-8")}
+    for chart in (chart for group in charts.values() for chart in group):
+        files |= {f"{chart.name}.svg": chart.svg, f"{chart.name}.png": chart.png}
+    files |= _sheets(data.insight) if data.insight else {}
     folder = run / "report"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if data.sheets:
-            _write(folder / "neighbours.png", montage(data.sheets))
-        _write(folder / "index.html", html.encode("utf-8"))
+        for name, content in files.items():
+            _write(folder / name, content)
     except OSError as error:
         raise RuntimeError(f"the report could not be written to {folder}: {error}") from error
     return folder / "index.html"
 
 
-def compare(before: Mapping[str, float], after: Mapping[str, float]) -> list[tuple[str, float | None, float]]:
-    """(name, before or None, after) of every metric that lies between 0 and 1; recall@1, the headline, first."""
-    names = sorted((name for name, value in after.items() if 0 <= value <= 1), key=lambda name: name != "recall_at_1")
-    return [(label(name), before.get(name), after[name]) for name in names]
+def _page(data: ReportData, series: Series, charts: Mapping[str, Sequence[Chart]]) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals.update(data_url=data_url, duration=words.duration, number=words.number)
+    rows = words.rows(data.before, data.after, data.headline)
+    waits = [value for _, value in series.get("train/wait_share", [])]
+    speeds = sorted(value for _, value in series.get("train/images_per_s", []))
+    return environment.get_template("page.html").render(
+        data=data,
+        insight=data.insight,
+        rows=rows,
+        verdict=words.verdict(data, rows, list(series.get("train/loss", []))),
+        charts={name: [(chart.title, Markup(chart.inline)) for chart in group] for name, group in charts.items()},
+        style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
+        wait=sum(waits) / len(waits) if waits else None,
+        speed=speeds[len(speeds) // 2] if speeds else None,
+        skipped=max((value for _, value in series.get("train/skipped", [])), default=0),
+        leaks=_leaks(data.leakage),
+    )
 
 
-def label(name: str) -> str:
-    """`recall_at_1` -> `Recall@1`, `map_at_r` -> `MAP@R`."""
-    head, _, tail = name.rpartition("/")[2].partition("_at_")
-    head = "MAP" if head == "map" else head.replace("_", " ").capitalize()
-    return f"{head}@{tail.upper()}" if tail else head
+def _main(series: Series, data: ReportData) -> list[Chart]:
+    extent = _extent(series, data)
+    loss, charts = series.get("train/loss", []), []
+    if len(loss) > 1:
+        charts.append(loss_chart(loss, extent))
+    curves = {words.label(name): series[f"val/{name}"] for name in CURVES if f"val/{name}" in series}
+    return [*charts, metric_chart(curves, extent)] if curves else charts
 
 
-def duration(seconds: float) -> str:
-    """`134.2` -> `2 min 14 s`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+def _small(series: Series, data: ReportData) -> list[Chart]:
+    extent = _extent(series, data)
+    present = [(name, title, percent) for name, title, percent in SMALL if len(series.get(name, [])) > 1]
+    return [
+        small_chart(name.rpartition("/")[2], title, series[name], extent, percent=percent) for name, title, percent in present
+    ]
+
+
+def _extent(series: Series, data: ReportData) -> Extent:
+    last = max((points[-1][0] for points in series.values()), default=1)
+    return Extent(last, [start.from_step for start in data.health.starts[1:]])
+
+
+def _spreads(insight: Insight | None) -> list[Chart]:
+    known = [(name, spread) for name, spread in (("before", insight and insight.before), ("after", insight and insight.after))]
+    found = [(name, spread) for name, spread in known if spread and spread.nearer is not None]
+    least = min((spread.least for _, spread in found), default=-1.0)
+    return [spread_chart(f"cosines-{name}", f"{name.capitalize()} training", spread, least) for name, spread in found]
+
+
+def _sheets(insight: Insight) -> dict[str, bytes]:
+    rows = {
+        "neighbours.png": of_sheets(insight.sheets),
+        "mistakes.png": of_sheets(insight.mistakes),
+        "confusion.png": of_clusters([cluster for cluster in insight.clusters if cluster.members]),
+    }
+    return {name: montage(tiles) for name, tiles in rows.items() if tiles}
+
+
+def _leaks(leakage: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """leakage.json for the page: how many images and how many pairs of each kind, and the first pairs."""
+    if leakage is None:
+        return None
+    pairs = sorted(leakage.get("pairs", ()), key=lambda pair: -float(pair.get("score") or 0))
+    counts = Counter(str(pair.get("kind")) for pair in pairs)
+    images = len({pair.get("eval") for pair in pairs})
+    return {"counts": counts, "images": images, "pairs": pairs[:20], "checked": leakage.get("checked") or {}}
 
 
 def _write(path: Path, content: bytes) -> None:
