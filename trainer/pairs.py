@@ -72,7 +72,7 @@ def _some(protocol: Protocol, number: int, sample: int, generator: torch.Generat
     """Cosines of all `number` pairs of a sort, or of `sample` of them."""
     total, pick = _members(protocol) if same else _anything(protocol)
     whole, found, count = number <= sample, [], 0
-    for numbers in _counted(total) if whole else _random(total, generator):
+    for numbers in _counted(total) if whole else _random(total, min(AT_ONCE, 4 * sample), generator):
         query, row = pick(numbers.to(protocol.group.device))
         keep = (protocol.group[query] == protocol.gallery_group[row]) == same
         keep &= ~protocol.hidden.hides(query, row)
@@ -112,6 +112,6 @@ def _counted(total: int) -> Iterator[Tensor]:
         yield torch.arange(start, min(start + AT_ONCE, total))
 
 
-def _random(total: int, generator: torch.Generator) -> Iterator[Tensor]:
+def _random(total: int, at_once: int, generator: torch.Generator) -> Iterator[Tensor]:
     while True:
-        yield torch.randint(total, (AT_ONCE,), generator=generator)
+        yield torch.randint(total, (at_once,), generator=generator)

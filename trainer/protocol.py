@@ -60,7 +60,7 @@ def self_retrieval(vectors: Tensor, group: Tensor) -> Protocol:
 def count_in(ids: Tensor, among: Tensor) -> Tensor:
     """[Q] how often each of ids [Q] is in `among` [G]."""
     values, counts = torch.unique(among, return_counts=True)
-    at = torch.searchsorted(values, ids).clamp(max=len(values) - 1)
+    at = torch.searchsorted(values, ids.contiguous()).clamp(max=len(values) - 1)
     return torch.where(values[at] == ids, counts[at], 0)
 
 
