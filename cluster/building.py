@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,15 +11,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cluster.context import RankContext
+from cluster.evaluation import EvaluationSet, Loading
 from configs.schema import RunConfig
 from pipelines import augment
 from pipelines.batch import Batch
 from pipelines.manifest import Manifest
-from pipelines.stream import evaluation_batches
 from trainer import collectives, state
 from trainer.control import Control
 from trainer.encoders import build_encoder
-from trainer.evaluate import evaluate
 from trainer.objective import build_objective
 from trainer.optim import Average, build_optimizer
 from trainer.warm import start_from
@@ -71,23 +70,20 @@ def plain(device: torch.device, dtype: torch.dtype) -> Callable[[Batch], Tensor]
 
 def evaluator(
     config: RunConfig, context: RankContext, dtype: torch.dtype, beat: Callable[[], None] = lambda: None
-) -> Callable[[nn.Module], dict[str, float]] | None:
-    """Metrics on `data.eval`, or nothing when there is no such set. `beat` is called for every batch."""
+) -> Callable[[nn.Module, bool], dict[str, float]] | None:
+    """Metrics on `data.eval`, or nothing when there is no such set; told True, those of `evaluate.at_end`, too.
+
+    `beat` is called for every batch.
+    """
     if config.data.eval is None:
         return None
-    manifest = Manifest.open(config.data.eval, cache=config.data.cache)
+    sets = EvaluationSet.open(config.data.eval, config.evaluate, cache=config.data.cache)
     fixed = config.train.reproducible
-    size = config.train.piece if fixed else EVALUATION_BATCH
+    loading = Loading(config.data, context, config.train.piece if fixed else EVALUATION_BATCH, fixed, beat)
+    prepare = plain(context.device, dtype)
 
-    def run(encoder: nn.Module) -> dict[str, float]:
-        batches = evaluation_batches(manifest, config.data, rank=context.rank, world=context.world, batch=size, fixed=fixed)
-        found = evaluate(encoder, _beating(batches, beat), plain(context.device, dtype), reproducible=fixed)
-        return {f"val/{name}": value for name, value in found.items()}
+    def run(encoder: nn.Module, at_end: bool) -> dict[str, float]:
+        found = sets.measure(encoder, prepare, config.metrics(at_end=at_end), loading)
+        return {f"val/{name}": value for name, value in found.values.items()}
 
     return run
-
-
-def _beating(batches: Iterator[Batch], beat: Callable[[], None]) -> Iterator[Batch]:
-    for batch in batches:
-        beat()
-        yield batch

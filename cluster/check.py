@@ -14,6 +14,7 @@ from torch import nn
 from cluster.building import objective_for
 from cluster.disk import check_database, check_places, check_space
 from cluster.estimate import allowance, refuse_too_much, worker_bytes
+from cluster.evaluation import EvaluationSet
 from cluster.promotion import check_model_name
 from cluster.store import tracking_uri
 from cluster.warm import weights_of
@@ -24,7 +25,6 @@ from pipelines.growth import History
 from pipelines.manifest import Manifest
 from pipelines.mixture import class_shares, open_sources
 from pipelines.stream import Loader, units_per_epoch
-from trainer import metrics
 from trainer.backward import compare
 from trainer.encoders import build_encoder
 from trainer.encoders.freeze import depends_on_batch
@@ -121,7 +121,7 @@ def _check_data(config: RunConfig, manifest: Manifest, histories: Sequence[Histo
 
 
 def _check_schedule(config: RunConfig, steps: int) -> None:
-    optim, early = config.optim, config.train.early_stop
+    optim = config.optim
     if optim.warmup_steps >= steps:
         raise ValueError(f"optim.warmup_steps {optim.warmup_steps} leaves nothing of {steps} steps; lower it")
     if optim.milestones and not optim.warmup_steps <= optim.milestones[0] <= optim.milestones[-1] < steps:
@@ -129,8 +129,6 @@ def _check_schedule(config: RunConfig, steps: int) -> None:
             f"optim.milestones: {list(optim.milestones)} must lie between the warm-up ({optim.warmup_steps} steps) and the end "
             f"({steps} steps)"
         )
-    if early is not None and early.metric not in metrics.names():
-        raise ValueError(f"train.early_stop.metric: {early.metric!r} is none of {', '.join(metrics.names())}")
 
 
 def _check_eval(config: RunConfig, train: Manifest) -> int:
@@ -140,22 +138,29 @@ def _check_eval(config: RunConfig, train: Manifest) -> int:
         manifest = Manifest.open(config.data.eval, cache=config.data.cache)
     except (ValueError, OSError, RuntimeError) as error:
         raise ValueError(f"data.eval: {error}") from error
-    if manifest.kind == "labelled" and int(manifest.classes.counts.max()) < 2:
+    if config.evaluate.gallery is None and manifest.kind == "labelled" and int(manifest.classes.counts.max()) < 2:
         raise ValueError(f"data.eval: no class in {config.data.eval} has two images, so nothing can be found; add images")
+    early = config.train.early_stop
+    named = (*config.evaluate.metrics, config.tracking.promote.metric, *(() if early is None else (early.metric,)))
+    try:
+        EvaluationSet.open(config.data.eval, config.evaluate, cache=config.data.cache).check(named)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise ValueError(f"evaluate: {error}") from error
     return manifest.num_samples
 
 
 def _check_eval_vectors(config: RunConfig, dim: int) -> None:
     """Those of `data.train` are compared when the loss is tried."""
-    given = 0 if config.data.eval is None else Manifest.open(config.data.eval, cache=config.data.cache).vector_dim
-    if given not in (0, dim):
-        raise ValueError(f"data.eval: its vectors have {given} numbers, but encoder.dim is {dim}; set encoder.dim to {given}")
+    for setting, place in (("data.eval", config.data.eval), ("evaluate.gallery", config.evaluate.gallery)):
+        given = 0 if place is None else Manifest.open(place, cache=config.data.cache).vector_dim
+        if given not in (0, dim):
+            raise ValueError(
+                f"{setting}: its vectors have {given} numbers, but encoder.dim is {dim}; set encoder.dim to {given}"
+            )
 
 
 def _check_tracking(config: RunConfig) -> None:
     tracking = config.tracking
-    if tracking.promote.metric not in metrics.names():
-        raise ValueError(f"tracking.promote.metric: {tracking.promote.metric!r} is none of {', '.join(metrics.names())}")
     if tracking.register_as is not None and config.data.eval is None:
         raise ValueError("tracking.register: a model is registered with its metrics, so data.eval must be given")
     if tracking.register_as is not None:

@@ -109,7 +109,8 @@ def _tell(result: dict[str, Any], out: Path, split: str) -> str:
     before, after = result["before"], result["metrics"]
     seen = "On classes that training never saw" if split == "class" else "On images that training never saw"
     lines = ["", f"{seen}, searching each among all others:"]
-    lines += [f"  {name.replace('_at_', '@'):10} {before[name]:.3f} -> {after[name]:.3f}" for name in after]
+    shown = [name for name in ("recall_at_1", "recall_at_5", "recall_at_10", "map_at_r") if name in before]
+    lines += [f"  {name.replace('_at_', '@'):10} {before[name]:.3f} -> {after[name]:.3f}" for name in shown]
     lines += ["", f"report  {result['report']}", f"MLflow  nearfar ui {out / 'runs'}"]
     if result["model"] is not None:
         lines.append(f"model   mlflow.pyfunc.load_model({result['model']!r}), tracking URI {result['tracking_uri']}")

@@ -16,13 +16,15 @@ def absolute(config: RunConfig) -> RunConfig:
             "cache": None if config.data.cache is None else _absolute(config.data.cache),
         }
     )
+    gallery = None if config.evaluate.gallery is None else _absolute(config.evaluate.gallery)
+    evaluate = config.evaluate.model_copy(update={"gallery": gallery})
     checkpoints = None if config.cluster.checkpoints is None else _absolute(config.cluster.checkpoints)
     cluster = config.cluster.model_copy(update={"storage": _absolute(config.cluster.storage), "checkpoints": checkpoints})
     uri = config.tracking.uri
     if uri is not None and uri.startswith("sqlite:///"):
         uri = f"sqlite:///{_absolute(uri.removeprefix('sqlite:///'))}"
     tracking = config.tracking.model_copy(update={"uri": uri})
-    parts = {"data": data, "encoder": _encoder(config.encoder), "cluster": cluster, "tracking": tracking}
+    parts = {"data": data, "encoder": _encoder(config.encoder), "evaluate": evaluate, "cluster": cluster, "tracking": tracking}
     return config.model_copy(update=parts)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as installed
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.store import fluent, open_client, redact
+from configs.evaluation import goodness
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +56,7 @@ def register(
 ) -> Registered:
     """Log `exported` in the run as a pyfunc model, register it, load it back and `verify` it; move `alias` last.
 
-    The alias moves when no version holds it, or when `value` of `metric` (larger is better) is at least that of the
+    The alias moves when no version holds it, or when `value` of `metric` is at least as good as that of the
     holder. `verify` gets the loaded model and raises what is wrong: then the version stays, tagged, without the alias.
     `example` is one encoded image. Raises RuntimeError when MLflow fails or `verify` does.
     """
@@ -67,7 +69,7 @@ def register(
             version = _new_version(client, name, model_uri, run_id, model_id, tags)
             _verified(client, name, version, verify)
             holder = _holder(client, name, alias)
-            promoted = holder is None or value >= _metric(holder, metric)
+            promoted = holder is None or goodness(metric, value) >= _goodness(holder, metric)
             if promoted:
                 client.set_registered_model_alias(name, alias, version)
     except _mlflow_errors() as error:
@@ -132,9 +134,10 @@ def _holder(client: Any, name: str, alias: str) -> Any:
         raise
 
 
-def _metric(version: Any, metric: str) -> float:
-    """The metric a version was registered with; one registered elsewhere has none and gives way."""
-    return float(version.tags.get(f"metric.{metric}", "-inf"))
+def _goodness(version: Any, metric: str) -> float:
+    """Of the metric a version was registered with; one registered elsewhere has none and gives way."""
+    value = version.tags.get(f"metric.{metric}")
+    return -math.inf if value is None else goodness(metric, float(value))
 
 
 def _mlflow_errors() -> tuple[type[Exception], ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -13,6 +13,8 @@ from pydantic import BaseModel, ValidationError
 from configs.plain import DEEPEST, refuse_odd, shorten
 from configs.registry import suggest
 from configs.schema import RunConfig
+
+S = TypeVar("S", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
@@ -67,12 +69,17 @@ def parse_config(settings: Mapping[str, Any], overrides: Sequence[str] = (), *, 
     tree: dict[str, Any] = dict(settings)
     for override in overrides:
         _set(tree, override)
+    return parse_section(RunConfig, tree, where=where)
+
+
+def parse_section(section: type[S], settings: Mapping[str, Any], *, where: str) -> S:
+    """A section from a mapping. Raises ValueError with one line per mistake, under `where`."""
     try:
-        refuse_odd(tree)
+        refuse_odd(settings)
     except ValueError as error:
         raise ValueError(f"{where}:\n  {error}") from error
     try:
-        return RunConfig.model_validate(tree)
+        return section.model_validate(settings)
     except ValidationError as error:
         lines = "\n".join(f"  {line}" for line in dict.fromkeys(_explain(detail) for detail in error.errors()))
         raise ValueError(f"{where}:\n{lines}") from error

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, field_serializer, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, field_serializer, field_validator, model_validator
 
 from configs.data import Augment, Data, Source
+from configs.evaluation import Evaluate, expand, require_ranking
 from configs.optim import Optim
 from configs.section import Part, Place, Seconds, Section
 from configs.train import EarlyStop, Train
@@ -18,6 +19,7 @@ __all__ = [
     "Data",
     "EarlyStop",
     "Encoder",
+    "Evaluate",
     "Optim",
     "Part",
     "Promote",
@@ -82,7 +84,7 @@ class Cluster(Section):
 
 
 class Promote(Section):
-    metric: str = "recall_at_1"
+    metric: Annotated[str, AfterValidator(require_ranking)] = "recall_at_1"
     alias: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,250}$")] = "champion"
 
 
@@ -108,6 +110,7 @@ class RunConfig(Section):
     loss: tuple[Part, ...] = (Part(name="info_nce"),)  # written as one mapping, or as a list of them with weights
     optim: Optim = Optim()
     train: Train
+    evaluate: Evaluate = Evaluate()
     cluster: Cluster = Cluster()
     tracking: Tracking = Tracking()
 
@@ -146,9 +149,17 @@ class RunConfig(Section):
             raise ValueError("train.precision: fp16 needs GPUs (cluster.gpus_per_worker: 1); on CPUs use bf16 or fp32")
         if self.train.early_stop is not None and self.data.eval is None:
             raise ValueError("train.early_stop: there is nothing to evaluate; give data.eval")
+        if self.evaluate.gallery is not None and self.data.eval is None:
+            raise ValueError("evaluate.gallery: there are no queries; give data.eval")
         if self.encoder.init_skip and self.encoder.init is None:
             raise ValueError("encoder.init_skip: there is no encoder.init whose weights could be skipped")
         return self
+
+    def metrics(self, *, at_end: bool) -> tuple[str, ...]:
+        """What an evaluation measures, with what decides about the run: the early stop, the best checkpoint, the promotion."""
+        early = () if self.train.early_stop is None else (self.train.early_stop.metric,)
+        more = self.evaluate.at_end if at_end else ()
+        return expand((*self.evaluate.metrics, *more, self.tracking.promote.metric, *early))
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide what a run computes; the others change where it runs and how fast."""
@@ -159,6 +170,8 @@ class RunConfig(Section):
         tree["encoder"].pop("checkpointing", None)  # computes the same twice
         if self.train.early_stop is not None:  # then the evaluations decide when the run ends
             tree["train"]["evaluate_every"] = self.train.evaluate_every
+            if self.evaluate.across is not None:
+                tree["evaluate"] = self.evaluate.model_dump(mode="json", include={"across", "across_hides"})
         if self.train.reproducible:  # then also the roundings count
             tree["train"] |= {"reproducible": True, "micro_batch": self.train.micro_batch}
         total = sum(source.weight for source in self.data.train)  # where the sources lie decides nothing

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from configs.evaluation import require_ranking
 from configs.section import Decay, Records, Section, Steps
 
 
 class EarlyStop(Section):
     """Ends a run whose evaluations no longer get better."""
 
-    metric: str = "recall_at_1"
+    metric: Annotated[str, AfterValidator(require_ranking)] = "recall_at_1"
     patience: Steps = Field(5, description="evaluations without a better one before the run ends")
     min_delta: Annotated[float, Field(ge=0.0)] = Field(0.0, description="by how much an evaluation must be better to count")
 

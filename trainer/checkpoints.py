@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from configs.errors import Unrecoverable, is_full
+from configs.evaluation import goodness
 from trainer.retention import superfluous
 from trainer.stores import MANIFEST, Store, name_of, open_store, step_of
 
@@ -70,7 +71,7 @@ class Snapshot:
 
 
 def save(store: Store | Path, taken: Snapshot, about: About, *, keep: int, best_by: str | None = None) -> None:
-    """Write one checkpoint; drop all but the newest `keep` and the one with the largest metric `best_by`. One rank calls it.
+    """Write one checkpoint; drop all but the newest `keep` and the one with the best metric `best_by`. One rank calls it.
 
     Raises Unrecoverable when the disk is full, RuntimeError when the store fails; the checkpoints that were there stay.
     """
@@ -124,7 +125,8 @@ def _prune(store: Store, newest: int, keep: int, best_by: str | None) -> None:
     if best_by is not None:
         for step in values:
             with suppress(Damaged):
-                values[step] = _manifest(store, name_of(step)).get("metric", {}).get(best_by)
+                value = _manifest(store, name_of(step)).get("metric", {}).get(best_by)
+                values[step] = None if value is None else goodness(best_by, value)
     for step in superfluous(values, newest, keep=keep):
         store.remove(name_of(step))
 

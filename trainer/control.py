@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.errors import Unrecoverable
+from configs.evaluation import goodness
 from configs.schema import Train
 from trainer import collectives
 
@@ -70,7 +71,7 @@ class Control(nn.Module):
         """Take note of an evaluation. Collective: every rank calls it."""
         if self.early is None:
             return
-        mine = numbers[f"val/{self.early.metric}"]
+        mine = goodness(self.early.metric, numbers.get(f"val/{self.early.metric}", math.nan))
         value = collectives.from_first(lambda: mine)
         if value > self._get("best") + self.early.min_delta:  # the first is better than -inf
             self._set(best=value, waited=0)

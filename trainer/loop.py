@@ -40,7 +40,7 @@ class Hooks:
     """What the loop needs from the world around it. All but `prepare` are reached by every rank at the same step."""
 
     prepare: Callable[[Batch], Tensor]  # batch on the device -> float images, augmented
-    evaluate: Callable[[nn.Module], dict[str, float]] | None
+    evaluate: Callable[[nn.Module, bool], dict[str, float]] | None  # (encoder, whether with the metrics of the end)
     log: Callable[[int, dict[str, float]], None]
     save: Callable[[int, int], None]  # (step, position)
     wish: Callable[[], Wish] = lambda: Wish.NONE  # this rank's own, asked for at the same steps on every rank
@@ -64,7 +64,7 @@ def fit(config: RunConfig, training: Training, stream: Stream, hooks: Hooks, *, 
     device = parameters[0].device
     training.encoder.train()
     if start == 0 and hooks.evaluate is not None:
-        hooks.log(0, hooks.evaluate(training.average.module))
+        hooks.log(0, hooks.evaluate(training.average.module, True))
     meter = _Meter(stream, start, device)
     agreement = Agreement(hooks.wish, start, device)
     for step in range(start + 1, steps + 1):
@@ -102,8 +102,10 @@ def fit(config: RunConfig, training: Training, stream: Stream, hooks: Hooks, *, 
                 numbers = {name: value for name, value in numbers.items() if math.isfinite(value)}
             numbers |= control.numbers() | meter.read(step, batch.num_images * collectives.world())
         if due[1] and hooks.evaluate is not None:
-            numbers |= hooks.evaluate(training.average.module)
+            numbers |= hooks.evaluate(training.average.module, step == steps)
             control.watch(numbers)
+            if control.ended and step < steps:
+                numbers |= hooks.evaluate(training.average.module, True)
             meter.restart(step)
         if numbers:
             hooks.log(step, numbers)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 def superfluous(values: Mapping[int, float | None], newest: int, *, keep: int) -> list[int]:
     """Steps to drop of those in `values`, once the one of step `newest` is written.
 
-    values: step -> metric (larger is better), None where it is not known. Later steps than `newest`
+    values: step -> how good (larger is better), None where it is not known. Later steps than `newest`
     are of a run that went back behind them: they go too. The earliest of equal best ones stays.
     """
     past = sorted(step for step in values if step <= newest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from configs.errors import Unrecoverable
+from configs.evaluation import expand
 from configs.schema import Encoder, RunConfig
 from pipelines.batch import NUM_DRAWS, Batch
 from tests.ranks import run_ranks
-from trainer import checkpoints, collectives, evaluate, reproducible, state
+from trainer import checkpoints, collectives, neighbours, reproducible, state
 from trainer.backward import backward
 from trainer.checkpoints import About
 from trainer.encoders import build_encoder
+from trainer.evaluate import embed, gather
 from trainer.loop import Hooks, fit
+from trainer.measurement import measure
 from trainer.objective import build_objective
 from trainer.optim import Average, build_optimizer
 
@@ -175,9 +178,9 @@ def test_a_run_resumed_with_another_number_of_ranks_ends_with_the_same_bits(alon
     assert run_ranks(3, every_case, folder, HALF, names) == [rest] * 3
 
 
-def evaluated() -> tuple[dict[str, float], str]:
-    """Metrics of 83 images in batches of 8, searched 20 at a time; and what ranks with different weights are told."""
-    evaluate.QUERIES = 20
+def evaluated() -> tuple[dict[str, Any], str]:
+    """Metrics of 83 images in batches of 8, searched 16 at a time; and what ranks with different weights are told."""
+    neighbours.ROWS = 16
     torch.manual_seed(0)
     encoder, world, rank = build_encoder(Encoder.model_validate(ENCODER), 8), collectives.world(), collectives.rank()
     whole = batch_of(Case(None, 1, 8 * 12, 8, {}), 1)
@@ -189,21 +192,22 @@ def evaluated() -> tuple[dict[str, float], str]:
         sample = torch.stack([torch.zeros(8), torch.zeros(8), torch.arange(start, start + 8)], 1).long()
         own.append(Batch(**rows, valid=real[part], record=torch.arange(8), sample=sample))
     with reproducible.kernels():
-        found = evaluate.evaluate(encoder, own, prepare, reproducible=True)
-        again = evaluate.evaluate(encoder, own, prepare)
-    assert found == pytest.approx(again, rel=1e-6)
+        found = measure(gather(embed(encoder, own, prepare)), expand(("all", "clustering")), resamples=50)
     try:
         reproducible.refuse_unequal("0123456789abcde" + str(rank), 7, torch.device("cpu"))
     except Unrecoverable as error:
-        return found, str(error)
-    return found, ""
+        return asdict(found), str(error)
+    return asdict(found), ""
 
 
 def test_evaluation_has_the_same_bits_and_different_weights_are_noticed() -> None:
+    rows = neighbours.ROWS
     alone, nothing = evaluated()
-    evaluate.QUERIES = 1024
+    neighbours.ROWS = rows
     assert nothing == ""
-    assert 0 < alone["map_at_r"] < 1
+    assert 0 < alone["values"]["map_at_r"] < 1
+    assert len(alone["values"]) == 23
+    assert len(alone["intervals"]) == 7
     for found, error in run_ranks(2, evaluated):
         assert found == alone
         assert "step 7" in error

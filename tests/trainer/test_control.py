@@ -63,7 +63,9 @@ def trained(spoiled: tuple[int, ...], values: Iterator[float] | None = None, **t
             images[12 if collectives.world() == 1 else 12 * (1 - collectives.rank()) :] = BAD
         return images
 
-    def evaluate(encoder: nn.Module) -> dict[str, float]:
+    def evaluate(encoder: nn.Module, at_end: bool) -> dict[str, float]:
+        if at_end and training.control.ended:  # once more, with the metrics of the end
+            return {"val/mrr": 1.0}
         return {"val/recall_at_1": next(values) if values is not None else 0.0}
 
     hooks = Hooks(prepare, evaluate, log.__setitem__, lambda step, position: saved.append(step))
@@ -140,7 +142,17 @@ def test_the_run_ends_when_evaluations_no_longer_get_better() -> None:
     values = iter([0.0, 0.5, 0.52, 0.6, 0.6, 0.65])  # the first is of the untrained encoder
     found = trained((), values=values, early_stop=EarlyStop(patience=2, min_delta=0.06))
     assert list(found["log"]) == [0, 1, 2, 3, 4, 5]
+    assert [step for step, row in found["log"].items() if "val/mrr" in row] == [5]
     assert found["saved"] == [5]
     control = Control(config_of(early_stop=EarlyStop(patience=2)).train)
     control.load_state_dict(found["control"])
+    assert control.ended
+
+
+def test_of_an_error_rate_less_is_better() -> None:
+    control = Control(config_of(early_stop=EarlyStop(metric="eer", patience=2)).train)
+    for value in (0.5, 0.4, 0.45):
+        control.watch({"val/eer": value})
+    assert not control.ended
+    control.watch({"val/eer": 0.41})
     assert control.ended
