@@ -260,7 +260,8 @@ def _others(view: Tensor) -> Tensor:
 
 
 def unit(x: Tensor) -> Tensor:
-    """Rows of x [n, D] at unit length; a zero row stays zero, with gradient zero."""
+    """Rows of x [n, D] at unit length, 16 bits raised to 32; a zero row stays zero, with gradient zero."""
+    x = _raised(x)  # squares of small numbers vanish in fp16
     squared = (x * x).sum(1, keepdim=True)
     positive = squared > 0
     return x * torch.where(positive, squared, torch.ones_like(squared)).rsqrt() * positive

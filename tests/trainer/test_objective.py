@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainer.objective import build_objective
+from trainer.objective import build_objective, unit
 
 NAMES = ["info_nce", "sup_con", "triplet"]
 
@@ -60,6 +60,16 @@ def test_info_nce_over_pairs_is_clips_cross_entropy(symmetric: bool) -> None:
     if symmetric:
         expected = (expected + F.cross_entropy(logits.T, torch.arange(10))) / 2
     assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_vectors_too_short_for_16_bits_get_unit_length() -> None:
+    x = torch.full((1, 4), 1e-4, dtype=torch.float16).requires_grad_()  # squares below the smallest number of fp16
+    found = unit(x)
+    found[0, 0].backward()
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.detach(), torch.full((1, 4), 0.5), rtol=1e-6, atol=0)
+    assert x.grad is not None
+    assert float(x.grad[0, 0]) > 0
 
 
 def test_the_chunk_size_changes_nothing() -> None:
