@@ -15,6 +15,7 @@ from trainer.random_keys import uniform
 from trainer.rows import Rows
 
 NEAREST, FARTHEST = 0.5, 1.4  # cut-offs of distance-weighted sampling
+LARGEST_SUM = 2**52  # integers up to here are whole in float64 too
 
 
 def pack_(rows: Rows) -> None:
@@ -129,12 +130,26 @@ def draw(weight: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns columns, and whether the row has any weight. The columns' order is that of uids, so no rank number enters.
     """
-    below = weight.cumsum(1)  # [q, G]
+    rest = 1 - (chance if chance.dim() == 2 else chance[:, None])  # in (0, 1]
+    if weight.device.type == "cpu":
+        below = weight.cumsum(1)  # [q, G]
+        wanted = below[:, -1:] * rest.to(weight.dtype)  # in (0, total]
+    else:
+        below = _whole_sums(weight)
+        wanted = (below[:, -1:] * rest).ceil().long()
     total = below[:, -1:]
-    wanted = total * (1 - (chance if chance.dim() == 2 else chance[:, None])).to(weight.dtype)  # in (0, total]
     columns = torch.searchsorted(below, wanted).clamp_max(weight.shape[1] - 1)  # never one of weight 0
     exists = (total > 0).expand_as(columns)
     return (columns, exists) if chance.dim() == 2 else (columns[:, 0], exists[:, 0])
+
+
+def _whole_sums(weight: Tensor) -> Tensor:
+    """Sums along rows of `weight` [q, G], in integers.
+
+    GPUs add floats in no fixed order: their sums can fall from one column to the next, and where weights are 0 they can rise.
+    """
+    most = weight.amax(1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
+    return (weight / most).mul_(LARGEST_SUM // weight.shape[1]).long().cumsum_(1)
 
 
 def uniform_of_pairs(rows: Rows) -> Tensor:

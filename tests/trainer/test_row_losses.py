@@ -182,6 +182,17 @@ def test_draws_follow_the_weights() -> None:
     torch.testing.assert_close(share, torch.tensor([0.0, 0.25, 0.0, 0.75, 0.0]), atol=0.02, rtol=0)
 
 
+def test_whole_sums_grow_with_the_weights_and_stand_still_where_they_are_0() -> None:
+    weight = torch.rand(5, 3000) ** 8 * torch.tensor([[1.0], [1e-30], [1e30], [1.0], [0.0]])
+    weight[3, 7:] = 0
+    sums = mining._whole_sums(weight)
+    expected = weight.double().cumsum(1)
+    torch.testing.assert_close(sums[:4] / sums[:4, -1:].double(), expected[:4] / expected[:4, -1:], rtol=0, atol=1e-6)
+    assert int(sums.max()) <= mining.LARGEST_SUM
+    assert bool((sums.diff(dim=1)[weight[:, 1:] == 0] == 0).all())
+    assert not sums[4].any()
+
+
 @pytest.mark.parametrize(
     ("loss", "message"),
     [

@@ -86,7 +86,7 @@ class Contrastive(RowLoss):
         negative = pairs[pairs[:, 0] == 0, 1]
         if len(negative) <= self._bound[1]:
             return found
-        self._cut = float(negative.kthvalue(self._bound[1]).values)
+        self._cut = _smallest(negative, self._bound[1])
         return pairs[(pairs[:, 0] == 1) | (pairs[:, 1] <= self._cut)].flatten()
 
     def settle(self, found: Tensor) -> None:
@@ -95,7 +95,7 @@ class Contrastive(RowLoss):
         negative = pairs[pairs[:, 0] == 0, 1]
         self._threshold = torch.inf if num_positives else -torch.inf
         if 0 < num_positives <= len(negative):  # more may have been thinned out
-            self._threshold = float(negative.kthvalue(num_positives).values)
+            self._threshold = _smallest(negative, num_positives)
         self._cut, self._bound = torch.inf, (None, 0)
 
     def _negatives(self, rows: Rows) -> Tensor:
@@ -120,3 +120,10 @@ class Contrastive(RowLoss):
             slope = gap.sign().neg_() if self.power == 1 else gap.mul(-2)
             gap = gap if self.power == 1 else gap.square_()
         return gap.sum(1).double().sum() * weight, slope.mul_(weight)
+
+
+def _smallest(x: Tensor, k: int) -> float:
+    """The k-th smallest of the numbers x."""
+    if x.device.type == "cpu":
+        return float(x.kthvalue(k).values)
+    return float(x.topk(k, largest=False, sorted=False).values.max())  # kthvalue is no deterministic kernel there
