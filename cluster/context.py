@@ -97,3 +97,13 @@ def device_of(index: int, *, gpu: bool) -> torch.device:
     device = torch.device("cuda", index % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
+
+
+def refuse_few_gpus(workers: int) -> None:
+    """Raise RuntimeError unless each of `workers` ranks of this machine can have a GPU of its own, as NCCL wants it."""
+    device_of(0, gpu=True)
+    have = torch.cuda.device_count()
+    if workers > have:
+        raise RuntimeError(
+            f"cluster.workers {workers}: each needs a GPU of its own, and torch sees {have} here; set cluster.workers={have}"
+        )

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from cluster import attempts, launch, warm
 from cluster.check import Facts, check, open_training
-from cluster.context import device_of
+from cluster.context import refuse_few_gpus
 from cluster.description import DatasetRef, git_commit
 from cluster.disk import check_places
 from cluster.job import Job
@@ -63,7 +63,7 @@ def train(
         say(f"run {config.name!r} is finished; nothing to do")
         return before
     if address is None and config.cluster.gpus_per_worker > 0:
-        device_of(0, gpu=True)
+        refuse_few_gpus(config.cluster.most_workers if local else config.cluster.least_workers)
     check_places(config)  # before anybody looks for checkpoints there
     manifest = open_training(config)
     if manifest.weighted:
