@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -21,6 +22,8 @@ from cluster.versions import refuse_skew
 from cluster.watchdog import Watchdog
 from configs.errors import Unrecoverable
 from pipelines import growth
+from pipelines.apart import LoaderApart
+from pipelines.manifest import Manifest
 from pipelines.mixture import open_sources
 from pipelines.stream import Loader
 from trainer import checkpoints, collectives, reproducible, state
@@ -92,23 +95,28 @@ def _train(context: RankContext, job: Job) -> None:
         wish=_wish(context, job),
         beat=watchdog.beat,
     )
-    loader = Loader(
-        manifest,
-        config.data,
-        seed=config.seed,
-        rank=context.rank,
-        world=context.world,
-        position=position,
-        histories=job.histories,
-        on_bad=functools.partial(append_line, folder.quarantine),
-        piece=config.train.piece,
-    )
-    with saving, loader as stream, watchdog:
+    with saving, _loader(context, job, manifest, position) as stream, watchdog:
         last = fit(config, training, stream, hooks, start=start, steps=job.steps)
     if last < job.steps and not training.control.ended and context.rank == 0:
         asked = job.request.read_text(encoding="utf-8") if job.request.exists() else "stopped by SIGTERM to a worker"
         attempts.ended(job.run, asked, sure=True)
         write_atomically(job.stopped, f"{asked}; the state of step {last} is saved")
+
+
+def _loader(context: RankContext, job: Job, manifest: Manifest, position: int) -> Loader | LoaderApart:
+    """The stream from `position` on; beside a GPU in processes of its own."""
+    options: dict[str, Any] = {
+        "seed": job.config.seed,
+        "rank": context.rank,
+        "world": context.world,
+        "position": position,
+        "histories": job.histories,
+        "on_bad": functools.partial(append_line, RunFolder(job.run).quarantine),
+        "piece": job.config.train.piece,
+    }
+    if context.device.type == "cpu":
+        return Loader(manifest, job.config.data, **options)
+    return LoaderApart(job.config.data, pinned=True, **options)
 
 
 def _wish(context: RankContext, job: Job) -> Callable[[], Wish]:

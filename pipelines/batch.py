@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,3 +57,24 @@ class Batch:
         """Page-locked copies of all tensors, so that `to` overlaps with compute."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: v.pin_memory() for k, v in tensors.items() if v is not None})
+
+
+def join(parts: Sequence[Batch], *, pinned: bool = False) -> Batch:
+    """One behind the other, in memory of its own; the images page-locked if `pinned`. Records are counted on."""
+    records, images, vectors = 0, 0, sum(part.num_images for part in parts)
+    moved = []
+    for part in parts:
+        place = part.place
+        if place is not None:  # all images come first, then all vectors
+            place = torch.where(place < part.num_images, place + images, place - part.num_images + vectors)
+        moved.append(replace(part, record=part.record + records, place=place))
+        records, images = records + part.num_records, images + part.num_images
+        vectors += 0 if part.vectors is None else len(part.vectors)
+    joined: dict[str, Any] = {}
+    for field in fields(Batch):
+        tensors = [getattr(part, field.name) for part in moved]
+        joined[field.name] = None if tensors[0] is None else torch.cat(tensors) if field.name != "images" else None
+    _, _, height, width = parts[0].images.shape
+    pixels = torch.empty((images, height, width, 3), dtype=torch.uint8, pin_memory=pinned)
+    torch.cat([part.images.permute(0, 2, 3, 1) for part in parts], out=pixels)
+    return Batch(**{**joined, "images": pixels.permute(0, 3, 1, 2)})
