@@ -117,11 +117,11 @@ def gemms(size: int, device: str = "cpu", dtype: str = "float32") -> Case:
     return run
 
 
-def theirs(name: str, size: int) -> Case:
+def theirs(name: str, size: int, device: str = "cpu") -> Case:
     """pytorch-metric-learning's loss and miner of the same name, as its documentation builds them."""
     from pytorch_metric_learning import distances, losses, miners
 
-    x, group = batch(size)
+    x, group = batch(size, device=device)
     x.requires_grad_()
     euclidean = distances.LpDistance()
     triplet = losses.TripletMarginLoss(margin=0.2, distance=euclidean)

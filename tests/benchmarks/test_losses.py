@@ -15,6 +15,7 @@ from tests.benchmarks import cases
 from tests.benchmarks.measure import FULL, MIB, THREADS, apart, fastest, table
 
 pytestmark = pytest.mark.benchmark
+needs_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and torch sees none here")
 
 ROUNDS = 8 if FULL else 4
 SUP_CON: dict[str, Any] = {"name": "sup_con", "temperature": 0.1}
@@ -113,25 +114,48 @@ def test_one_rank_of_a_large_world() -> None:
     table(f"One rank of {size} rows against the candidates of all, D={cases.DIM}, without the wire", headers, rows)
 
 
+@needs_card
 def test_on_a_gpu() -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU here")
     rows = []
-    for size in (8192, 32768, 131072):
-        for label, loss in cases.row_losses().items():
-            if size > 32768 and label not in ("sup_con", "triplet batch_hard"):
-                continue
-            run = cases.ours(loss, size, device="cuda", dtype="bfloat16")
-            run()
-            torch.cuda.synchronize()
-            held = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            seconds = fastest({label: run}, ROUNDS)[label]
-            extra = torch.cuda.max_memory_allocated() - held
-            rows.append((label, f"{size}", f"{seconds * 1000:.1f} ms", _mib(extra), _mib(_square(size, size))))
-    table(
-        f"On {torch.cuda.get_device_name()}, bf16 vectors", ["loss", "B", "time", "peak extra memory", "B x B, computed"], rows
-    )
+    for size in (8192, 32768, 65536) if FULL else (8192,):
+        losses = cases.row_losses() if size <= 32768 else {"sup_con": SUP_CON, "triplet batch_hard": BATCH_HARD}
+        functions = {"three products alone": cases.gemms(size, device="cuda")}
+        functions |= {label: cases.ours(loss, size, device="cuda") for label, loss in losses.items()}
+        extra = {label: _peak(function) for label, function in functions.items()}
+        seconds = fastest(functions, 4)
+        for label, s in seconds.items():
+            times = f"{s / seconds['three products alone']:.1f}x"
+            rows.append((label, f"{size}", f"{s * 1000:.1f} ms", times, _mib(extra[label]), _mib(_square(size, size))))
+        del functions
+    title = f"Forward + backward of a loss on {torch.cuda.get_device_name()}, D={cases.DIM}, {cases.PER_CLASS} per class, fp32"
+    table(title, ["loss", "B", "time", "over GEMMs", "peak extra memory", "B x B, computed"], rows)
+
+
+@needs_card
+def test_against_pytorch_metric_learning_on_a_gpu() -> None:
+    pytest.importorskip("pytorch_metric_learning")
+    rows = []
+    for name, loss, size, _, _, _ in PEERS:
+        functions = {"ours": cases.ours(loss, size, device="cuda"), "theirs": cases.theirs(name, size, device="cuda")}
+        extra = {label: _peak(function) for label, function in functions.items()}
+        seconds = fastest(functions, 4)
+        del functions
+        torch.cuda.empty_cache()
+        ours, theirs = (f"{s * 1000:.1f} ms" for s in seconds.values())
+        faster, smaller = seconds["theirs"] / seconds["ours"], extra["theirs"] / extra["ours"]
+        rows.append((name, f"{size}", ours, theirs, f"{faster:.1f}x", _mib(extra["ours"]), f"1/{smaller:.0f}"))
+    headers = ["loss", "B", "ours", "theirs", "faster", "peak extra memory", "of theirs"]
+    table(f"Against pytorch-metric-learning on {torch.cuda.get_device_name()}, fp32", headers, rows)
+
+
+def _peak(function: cases.Case) -> int:
+    """Bytes of GPU memory that a call takes at most, above what is held before; it warms up, too."""
+    function()
+    torch.cuda.synchronize()
+    held = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    function()
+    return torch.cuda.max_memory_allocated() - held
 
 
 def _square(rows: int, columns: int) -> int:
