@@ -17,7 +17,7 @@ DISTANCE = 10  # bits of 64 by which the hashes of copies may differ; see tests/
 KINDS = ("same", "near", "encoder")  # the surest first
 HASH_BITS = 64
 
-Allowed = Callable[[Int64s, Int64s], NDArray[np.bool_]]  # rows of ours, rows of theirs -> which pairs count  [n], [n] -> [n]
+Allowed = Callable[[Int64s, Int64s], NDArray[np.bool_]]  # rows of ours, rows of theirs -> which pairs count; both broadcast
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +47,9 @@ class Matches:
         return dict(zip(KINDS, np.bincount(self.kind, minlength=len(KINDS)).tolist(), strict=True))
 
 
-def anything(ours: Int64s, _theirs: Int64s) -> NDArray[np.bool_]:
+def anything(ours: Int64s, theirs: Int64s) -> NDArray[np.bool_]:
     """Every pair of two data sets counts."""
-    return np.ones(len(ours), np.bool_)
+    return np.ones(np.broadcast_shapes(ours.shape, theirs.shape), np.bool_)
 
 
 def across_classes(images: Images) -> Allowed:

@@ -74,18 +74,38 @@ def prints_of(
     return _join(parts, Prints), seen - done
 
 
-def names_of(manifest: Manifest, shard: Int64s, member: Int64s) -> list[str]:
-    """What to call images: the key, and for pairs and triplets which of the record's images it is.  [n], [n]"""
-    keys = {number: manifest.keys(number) for number in np.unique(shard).tolist()}
-    names = []
-    for number, index in zip(shard.tolist(), member.tolist(), strict=True):
-        table = manifest.table(number)
-        row = int(np.searchsorted(table.start, index, side="right")) - 1
-        view = int(table.view[index])
+def places_of(manifest: Manifest, images: Images, rows: Int64s) -> list[tuple[int, str]]:
+    """For some of the images: the number of the record, and which of its images it is (see `member_names`)."""
+    places = []
+    for shard, member in zip(images.shard[rows].tolist(), images.member[rows].tolist(), strict=True):
+        table = manifest.table(shard)
+        row = int(np.searchsorted(table.start, member, side="right")) - 1
         many = int(table.start[row + 1] - table.start[row]) - int(manifest.target_dim > 0)
-        part = member_names(manifest.kind, many)[view]
-        names.append(f"{keys[number][row]}.{part}" if part else keys[number][row])
+        name = member_names(manifest.kind, many)[member - int(table.start[row])]
+        places.append((int(manifest.starts[shard]) + row, name))
+    return places
+
+
+def names_of(manifest: Manifest, images: Images, rows: Int64s) -> list[str]:
+    """What to call some of the images: the key, and for pairs and triplets the member."""
+    keys = {shard: manifest.keys(shard) for shard in np.unique(images.shard[rows]).tolist()}
+    names = []
+    for shard, (record, member) in zip(images.shard[rows].tolist(), places_of(manifest, images, rows), strict=True):
+        key = keys[shard][record - int(manifest.starts[shard])]
+        names.append(f"{key}.{member}" if member else key)
     return names
+
+
+def file_of(manifest: Manifest, images: Images, row: int) -> bytes | None:
+    """The bytes of one image, or None when they cannot be read any more."""
+    shard, member = int(images.shard[row]), int(images.member[row])
+    table, reader = manifest.table(shard), Reader(manifest)
+    try:
+        return reader.read(shard, int(table.offset[member]), int(table.size[member]), int(table.crc32[member]))
+    except (ValueError, RuntimeError):
+        return None
+    finally:
+        reader.close()
 
 
 def _listed(table: ShardTable, shard: int, members: Int64s | None = None) -> Images:

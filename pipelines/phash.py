@@ -15,7 +15,7 @@ SIDE, KEPT = 32, 8  # pixels that are transformed, and coefficients that are kep
 THUMB = 8
 FLAT = 4.0  # standard deviation of the grey levels below which an image shows nothing that could be recognised
 SHIFT = 0.25  # of a thumbnail's cell: what a resized or cropped copy may be displaced by
-TOLERANCE = 12.0  # grey levels by which a cell may differ after that; see tests/pipelines/test_duplicates.py
+TOLERANCE = 16.0  # grey levels by which a cell may differ after that; see tests/pipelines/test_duplicates.py
 
 _places = np.arange(SIDE)
 _DCT = np.cos(np.pi * (2 * _places[None, :] + 1) * np.arange(KEPT)[:, None] / (2 * SIDE))  # [8, 32], DCT-II
