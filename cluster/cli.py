@@ -12,6 +12,7 @@ import typer
 from cluster.answers import Json
 from cluster.answers import print_result as _print
 from cluster.data_commands import commands
+from cluster.embed_commands import commands as embed_commands
 from cluster.evaluate_commands import commands as evaluate_commands
 from cluster.track_commands import track
 
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(commands)
 app.add_typer(evaluate_commands)
+app.add_typer(embed_commands)
 app.add_typer(track, name="track")
 
 INTERRUPTED = 130

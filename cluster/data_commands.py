@@ -93,12 +93,33 @@ def inspect(
     shards: Shards,
     sheet: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw records as training sees them.")] = None,
     config: Annotated[Path | None, typer.Option(help="For the sheet: whose data section and seed to use.")] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="SHARDS", help="Look for images that are here and there; the sheet shows them.")
+    ] = None,
+    duplicates: Annotated[bool, typer.Option("--duplicates", help="Look for images that are here in two classes.")] = False,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Compare by this encoder, too: for crops and other views.")
+    ] = None,
+    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Cosine from which the encoder's count; 0.99.")] = None,
+    distance: Annotated[int | None, typer.Option(min=0, max=11, help="Bits by which hashes of copies differ; 10.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that decode.")] = 2,
     as_json: Json = False,
 ) -> None:
-    """Count records, classes, sizes and formats; draw a contact sheet of what training sees.
+    """Count records, classes, sizes and formats; draw a contact sheet of what training sees; find copies of images.
 
     Example: nearfar inspect shards/emoji/train --sheet sheet.png --config configs/recipes/emoji.yaml
+    Example: nearfar inspect shards/mine/eval --against shards/mine/train --sheet copies.png
     """
+    if against is not None or duplicates:
+        if config is not None or (against is not None and duplicates):
+            raise ValueError("--against, --duplicates and --config exclude each other")
+        from cluster.copies import CopyOptions, run_inspect
+
+        options = CopyOptions(model=model, threshold=threshold, distance=distance, sheet=sheet, workers=workers)
+        run_inspect(shards, against, options, as_json=as_json)
+        return
+    if any(option is not None for option in (model, threshold, distance)):
+        raise ValueError("--model, --threshold and --distance are for --against SHARDS or --duplicates: give one of these")
     from cluster.inspection import describe
     from pipelines.inspect import inspect as look
     from pipelines.manifest import Manifest

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from cluster import attempts, launch, warm
+from cluster import attempts, launch, leakage, warm
 from cluster.check import Facts, check, open_training
 from cluster.context import refuse_few_gpus
 from cluster.description import DatasetRef, git_commit
@@ -73,6 +73,8 @@ def train(
     tracker = _tracker(config, folder) if config.tracking.enabled else None
     folder.claim(config)
     warm.keep(config, folder)
+    if accept_new_data or not (folder.path / leakage.FILE).exists():
+        leakage.check_run(config, manifest, folder.path)
     started = time.time()
     job = Job(config, folder.path, steps=facts.steps, histories=histories, launch_id=uuid.uuid4().hex[:8])
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"

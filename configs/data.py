@@ -81,6 +81,10 @@ class Data(Section):
     max_pixels: Annotated[int, Field(ge=1, le=2**32)] = Field(
         100_000_000, description="larger images are refused before decoding"
     )
+    check_duplicates: Literal["auto"] | bool = Field(
+        "auto",
+        description="compare train and eval by what images look like before a run; auto: where that takes a few seconds",
+    )
     timeout_s: Seconds = Field(120, description="longest time without any image read, and for a remote block with its retries")
     io_threads: Annotated[int, Field(ge=1, le=256)] = Field(8, description="remote blocks fetched at once, per worker")
     block_mb: Annotated[float, Field(gt=0.0, le=1024.0)] = Field(8, description="MiB of a remote shard fetched at once")

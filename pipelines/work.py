@@ -1,4 +1,4 @@
-"""The folder OUT.partial, in which a pack can be stopped at any time and taken up again."""
+"""The folder OUT.partial, in which long work can be stopped at any time and taken up again."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def publish(made: Path, out: Path) -> None:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """The lock ends with the process that holds it, however it ends."""
-    busy = f"another process is packing in {str(folder)!r}: wait for it, or give another OUT"
+    busy = f"another process is at work in {str(folder)!r}: wait for it, or give another OUT"
     with (folder / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -79,7 +79,7 @@ def _require_plan(folder: Path, out: Path, plan: Mapping[str, object]) -> None:
     path = folder / PLAN
     if not path.is_file():
         if {entry.name for entry in folder.iterdir()} - {LOCK}:
-            raise ValueError(f"{str(folder)!r} exists and is no unfinished pack: remove it or give another OUT")
+            raise ValueError(f"{str(folder)!r} exists and holds no unfinished work: remove it or give another OUT")
         try:
             require_free(out)  # another process may have finished since the last look
         except ValueError:

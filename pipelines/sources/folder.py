@@ -49,6 +49,27 @@ def list_folder(root: Path) -> Listing:
     return found.listing(lambda path: LocalFile(root / path, readable(path)), tuple(empty))
 
 
+def list_loose_folder(root: Path) -> Listing:
+    """As `list_folder`, and also the images that lie directly in `root`, whose class is empty. Raises ValueError."""
+    if not root.is_dir():
+        raise ValueError(f"no folder {str(root)!r}: give a folder of images, a table or shards")
+    found = _Found()
+    for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
+        if entry.name.startswith("."):
+            found.ignored += 1
+            continue
+        for file in _files(Path(entry.path)) if entry.is_dir() else [entry]:
+            if not _is_image(file.name):
+                found.ignored += 1
+                continue
+            about = file.stat()
+            path = os.fsencode(os.path.relpath(file.path, root))
+            found.add(path, entry.name if entry.is_dir() else "", about.st_size, about.st_mtime_ns)
+    if not found.sizes:
+        raise ValueError(f"no image in {str(root)!r}; known are {' '.join(sorted(IMAGE_SUFFIXES))}")
+    return found.listing(lambda path: LocalFile(root / path, readable(path)))
+
+
 def list_remote_folder(url: str) -> Listing:
     """As `list_folder`, for the URL of a folder. Raises RuntimeError when the store does not answer."""
     root, files = find(url)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from functools import partial
@@ -45,8 +46,18 @@ def suffix_of(source: str) -> str:
     return Path(urlsplit(source).path if is_url(source) else source).suffix
 
 
-def list_table(source: str | Path, kind: str) -> Listing:
-    """Every row of the table, a path or URL, as a record of `kind`.
+def kind_of_table(source: str) -> str:
+    """The kind of records that a table's columns tell of. Raises ValueError when they tell of none."""
+    columns = _column_names(source)
+    for kind in ("triplet", "pair", "labelled_pair", "labelled"):
+        needed = {name for name in NEEDED[kind] if name not in NO_IMAGES}
+        if needed <= {*columns} and (kind != "triplet" or not {*NEGATIVES}.isdisjoint(columns)):
+            return kind
+    raise ValueError(f"{source!r} has neither a column image nor anchor and positive nor left and right: {', '.join(columns)}")
+
+
+def list_table(source: str | Path, kind: str, *, images_only: bool = False) -> Listing:
+    """Every row of the table, a path or URL, as a record of `kind`. `images_only`: other columns need not be there.
 
     Image columns hold paths relative to the table's folder, URLs, or bytes (Parquet; also as the struct {bytes, path}); unless
     the data is labelled, also vectors: paths to `.npy` files, or lists of numbers. A column `target` of either is every
@@ -55,8 +66,9 @@ def list_table(source: str | Path, kind: str) -> Listing:
     """
     source = str(source)
     table, cells, have = _read(source, kind)
+    needed = [name for name in NEEDED[kind] if not (images_only and name in NO_IMAGES)]
     negatives = [name for name in NEGATIVES if name in have] if kind == "triplet" else []
-    missing = [name for name in NEEDED[kind] if name not in have]
+    missing = [name for name in needed if name not in have]
     if kind == "triplet" and not negatives:
         missing.append("negative")
     if missing:
@@ -67,12 +79,12 @@ def list_table(source: str | Path, kind: str) -> Listing:
     targets = ["target"] if "target" in cells or holds_targets(table) else []
     columns = {name: cells.get(name) or _column(source, name, table[name]) for name in (*images, *targets)}
     require_images(source, kind, {name: columns[name] for name in images})
-    _require_values(source, table, kind, {name: column.present for name, column in columns.items()})
+    _require_values(source, table, needed, {name: column.present for name, column in columns.items()})
     make = partial(
         ColumnRecords,
         table.num_rows,
         entities=_entities(table, "label" if kind == "labelled" else "group"),
-        match=_match(source, table["match"]) if kind == "labelled_pair" else None,
+        match=_match(source, table["match"]) if "match" in needed else None,
         weight=_weight(source, table["weight"]) if "weight" in table.column_names else None,
     )
 
@@ -161,17 +173,33 @@ def _read(source: str, kind: str) -> tuple[pa.Table, dict[str, CellColumn], list
     return table, {}, table.column_names
 
 
+def _column_names(source: str) -> list[str]:
+    if not is_url(source) and not os.path.isfile(source):
+        raise ValueError(f"no file {source!r}")
+    suffix = suffix_of(source)
+    try:
+        if suffix == ".parquet":
+            with open_table(source) as file:
+                return list(file.schema_arrow.names)
+        with opened(source) if is_url(source) else open(source, "rb") as file:
+            if suffix == ".csv":
+                return list(pyarrow.csv.open_csv(file).schema.names)
+            return list(json.loads(file.readline()))
+    except (pa.ArrowInvalid, ValueError) as error:
+        raise ValueError(f"{source!r} cannot be read as a {suffix} table: {str(error).splitlines()[0]}") from error
+
+
 def _column(source: str, name: str, column: pa.ChunkedArray) -> ListColumn | _PathColumn:
     return ListColumn(source, name, column) if holds_numbers(column.type) else _PathColumn(source, name, column)
 
 
-def _require_values(source: str, table: pa.Table, kind: str, present: dict[str, NDArray[np.bool_]]) -> None:
-    empty = {name: ~present[name] for name in (*NEEDED[kind], "target") if name in present}
+def _require_values(source: str, table: pa.Table, needed: list[str], present: dict[str, NDArray[np.bool_]]) -> None:
+    empty = {name: ~present[name] for name in (*needed, "target") if name in present}
     for name in ("label", "match"):
-        if name in NEEDED[kind]:
+        if name in needed:
             filled = pc.not_equal(pc.cast(table[name], pa.string()), "").fill_null(False)
             empty[name] = ~filled.to_numpy().astype(bool)
-    if kind == "triplet":
+    if not {*NEGATIVES}.isdisjoint(present):
         empty["negative"] = ~np.any([there for name, there in present.items() if name in NEGATIVES], axis=0)
     rows = np.flatnonzero(np.any(list(empty.values()), axis=0))
     if len(rows):

@@ -163,7 +163,7 @@ def test_other_options_or_another_source_do_not_go_on(tmp_path: Path, make_class
 
 
 def test_two_packs_do_not_share_a_folder(tmp_path: Path, folder: Path) -> None:
-    with work_folder(tmp_path / "out", {}), pytest.raises(ValueError, match=r"another process is packing in .*out\.partial"):
+    with work_folder(tmp_path / "out", {}), pytest.raises(ValueError, match=r"another process is at work in .*out\.partial"):
         pack(folder, tmp_path / "out")
     with pytest.raises(ValueError, match="begun with other options"):
         pack(folder, tmp_path / "out")
@@ -172,7 +172,7 @@ def test_two_packs_do_not_share_a_folder(tmp_path: Path, folder: Path) -> None:
 def test_a_folder_that_only_has_the_name_is_not_touched(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "mine").write_text("precious")
-    with pytest.raises(ValueError, match="no unfinished pack"):
+    with pytest.raises(ValueError, match="no unfinished work"):
         pack(folder, tmp_path / "out")
     assert (tmp_path / "out.partial" / "mine").read_text() == "precious"
 

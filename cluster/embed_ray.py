@@ -1,0 +1,92 @@
+"""Embedding on Ray Data: spans go out, parts come back; pixels never cross the object store."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+from cluster.embed_worker import Embedder, Job, Part
+from cluster.launch import init_ray, quiet_ray
+from pipelines.image_set import Span
+
+SPANS_AT_ONCE = 4096  # given to Ray together: what is known of a folder's images travels with its spans
+
+
+@contextmanager
+def ray_embedder(
+    job: Job, address: str | None, workers: int | None, gpus: float, most: int
+) -> Iterator[Callable[[Iterable[Span]], Generator[Part, None, None]]]:
+    """A map of spans to parts, in any order, over the cluster at `address` or this machine's own.
+
+    `workers`: default one for each CPU, or for each share `gpus` of a GPU; never more than `most`.
+    Raises RuntimeError when the cluster cannot be reached or is too small.
+    """
+    quiet_ray()
+    import ray
+
+    started = not ray.is_initialized()
+    with redirect_stdout(sys.stderr):
+        if started:
+            init_ray(address, workers or 1, otherwise="--local embeds without Ray")
+        try:
+            _quiet_data()
+            have = ray.cluster_resources()
+            cpus, there = int(have.get("CPU", 1)), have.get("GPU", 0.0)
+            count = min(workers or (int(there / gpus) if gpus else cpus), most)
+            if count < 1 or count > cpus or count * gpus > there:
+                needs = f"{max(1, count)} workers of 1 CPU" + (f" and {gpus:g} GPUs" if gpus else "")
+                raise RuntimeError(f"{needs} are more than the cluster's {cpus} CPUs and {there:g} GPUs; lower --workers")
+            each = cpus // count
+            one = replace(job, threads=each, torch_threads=each, gpu=gpus > 0)
+            yield lambda spans: _embed(one, spans, count, each, gpus)
+        finally:
+            if started:
+                ray.shutdown()
+
+
+class Actor:
+    """An Embedder that Ray Data can call."""
+
+    def __init__(self, job: Job) -> None:
+        self._embedder = Embedder(job)
+
+    def __call__(self, batch: Any) -> dict[str, list[bytes]]:
+        spans = map(pickle.loads, batch["span"].to_pylist())
+        return {"part": [pickle.dumps(self._embedder(span)) for span in spans]}
+
+
+def _embed(job: Job, spans: Iterable[Span], workers: int, cpus: int, gpus: float) -> Generator[Part, None, None]:
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    left = iter(spans)
+    while some := [{"span": pickle.dumps(span)} for span in islice(left, SPANS_AT_ONCE)]:
+        pool = ray.data.ActorPoolStrategy(size=min(workers, len(some)))
+        options = {"compute": pool, "num_cpus": cpus, "num_gpus": gpus, "fn_constructor_args": (job,)}
+        data = ray.data.from_items(some, override_num_blocks=len(some))
+        parts = data.map_batches(Actor, batch_size=1, batch_format="pyarrow", **options)
+        try:
+            for row in parts.iter_rows():
+                yield pickle.loads(row["part"])
+        except RayTaskError as error:
+            raise error.cause or RuntimeError(str(error)) from None
+        except RayError as error:
+            raise RuntimeError(f"a worker was lost: {str(error).strip().splitlines()[0]}") from error
+
+
+def _quiet_data() -> None:
+    import ray
+
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray.data._internal"):
+        logging.getLogger(name).setLevel(logging.ERROR)
