@@ -12,6 +12,7 @@ import typer
 from cluster.answers import Json
 from cluster.answers import print_result as _print
 from cluster.data_commands import commands
+from cluster.export_commands import commands as export_commands
 from cluster.track_commands import track
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
     help="Train image embeddings on pairs, triplets and labelled images, with negatives from the whole global batch.",
 )
 app.add_typer(commands)
+app.add_typer(export_commands)
 app.add_typer(track, name="track")
 
 INTERRUPTED = 130
