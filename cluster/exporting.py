@@ -31,7 +31,7 @@ CALIBRATION = 20_480  # images of the evaluation set that thresholds are measure
 UNSTATED = "not stated beside the data; find it out before you publish"
 LICENCES = "LICENCES.md"
 USES = (
-    "searching for images of the same thing by nearest neighbours, grouping, finding duplicates, and telling whether two "
+    "Searching for images of the same thing by nearest neighbours, grouping, finding duplicates, and telling whether two "
     "images show the same thing, for images like those it was trained on"
 )
 

@@ -88,7 +88,7 @@ def describe(result: dict[str, Any]) -> str:
             start = f"{result['before'][name]:.3f} -> " if name in result["before"] else ""
             lines.append(f"{name:12}{start}{result['metrics'][name]:.3f}")
     if result["model"] is not None:
-        kept = "" if result["promoted"] else "  (an earlier version is as good and keeps the alias)"
+        kept = "" if result["promoted"] else "  (an earlier version is at least as good and keeps the alias)"
         lines.append(f"model       {result['model']}{kept}")
     if result.get("weights") is not None:
         lines.append(f"weights     {result['weights']}")

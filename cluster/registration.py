@@ -16,6 +16,7 @@ from trainer.export import ABOUT, CARD, SETTINGS
 
 REQUIREMENTS = {"onnx": "onnxruntime", "torch": "torch"}  # by runtime
 COMMON = ("mlflow", "numpy", "pandas", "pillow")
+LOGGED_AS = "encoder"  # in its run in MLflow
 DESCRIPTION = 5000  # characters that MLflow keeps
 
 
@@ -46,6 +47,7 @@ def register(
     gate: Gate,
     example: bytes,
     verify: Callable[[Any], None],
+    logged_as: str = LOGGED_AS,
 ) -> Registered:
     """Log `exported` in the run as a pyfunc model, load it back and `verify` it, register it; move the alias last.
 
@@ -60,7 +62,7 @@ def register(
     client = open_client(uri)
     with _telling(uri):
         with _as_it_was(client, run_id):
-            source, model_id = _log(run_id, exported, example)
+            source, model_id = _log(run_id, exported, example, logged_as)
         _verify(source, verify)
         description = (exported / CARD).read_text(encoding="utf-8")[:DESCRIPTION]
         rest = {"run_id": run_id, "model_id": model_id, "description": description}
@@ -99,7 +101,7 @@ def _find(client: Any, reference: str) -> Any:
         raise ValueError(f"{reference} is not in the registry; give models:/NAME@ALIAS or models:/NAME/VERSION") from error
 
 
-def _log(run_id: str, exported: Path, example: bytes) -> tuple[str, str]:
+def _log(run_id: str, exported: Path, example: bytes, name: str) -> tuple[str, str]:
     """The address of the logged model, and its id."""
     import mlflow
     import pandas as pd  # type: ignore[import-untyped]
@@ -108,8 +110,9 @@ def _log(run_id: str, exported: Path, example: bytes) -> tuple[str, str]:
     packages = sorted((*COMMON, REQUIREMENTS[settings["runtime"]]))
     with mlflow.start_run(run_id=run_id):
         info = mlflow.pyfunc.log_model(
-            name="encoder",
+            name=name,
             python_model=str(exported / "model.py"),
+            model_config={"paths": True},  # only what is in here can be given another value by `load_model`
             artifacts={"encoder": str(exported)},
             signature=_signature(int(settings["dim"]), len(settings["dims"]) > 1),
             input_example=pd.DataFrame({"image": [example, example]}),

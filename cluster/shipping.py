@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from cluster.models import PROGRAM, REGISTERED, build_trained, fetch, find_check
 from cluster.progress import say
 from cluster.promotion import Registered
 from cluster.proof import LEAST_COSINE, example
-from cluster.registration import Gate, about, copy, register
+from cluster.registration import LOGGED_AS, Gate, about, copy, register
 from cluster.runfolder import RunFolder, read_lines
 from cluster.spool import Position
 from cluster.store import experiment_id, open_client, redact, tracking_uri
@@ -134,9 +134,11 @@ def _register(ready: Ready, wish: Wish) -> Registered | None:
         return None
     told = about(ready.folder)
     say(f"registering it at {redact(ready.uri)}")
+    run_id, logged_as = _run_for(ready, told)
     return register(
-        _run_for(ready, told["name"]),
+        run_id,
         ready.folder,
+        logged_as=logged_as,
         uri=ready.uri,
         name=wish.register,
         gate=_gate(wish, told["gate"]),
@@ -150,18 +152,21 @@ def _gate(wish: Wish, usual: dict[str, str]) -> Gate:
     return Gate(metric, wish.alias or usual.get("alias", "champion"), wish.force)
 
 
-def _run_for(ready: Ready, name: str) -> str:
-    """The model's run in MLflow, or a new one where it is not there."""
+def _run_for(ready: Ready, told: Mapping[str, Any]) -> tuple[str, str]:
+    """The model's run in MLflow, or a new one where it is not there; and the model's name in it.
+
+    Not the name that training gave it: the id of the run goes on to stand for what the training ended with.
+    """
     from mlflow.exceptions import MlflowException
 
     client = open_client(ready.uri)
     if ready.run_id is not None:
         with suppress(MlflowException):
-            return str(client.get_run(ready.run_id).info.run_id)
+            return str(client.get_run(ready.run_id).info.run_id), f"{LOGGED_AS}-step-{told['tags']['steps']}"
     experiment = experiment_id(client, Tracking().experiment, ready.uri, Path("runs"))
-    run_id = str(client.create_run(experiment, run_name=f"{name}, exported").info.run_id)
+    run_id = str(client.create_run(experiment, run_name=f"{told['name']}, exported").info.run_id)
     client.set_terminated(run_id, "FINISHED")
-    return run_id
+    return run_id, LOGGED_AS
 
 
 def _told(folder: Path | None, why_torch: str | None, done: Registered | None) -> dict[str, Any]:
@@ -176,7 +181,7 @@ def describe(found: dict[str, Any]) -> str:
     lines = [] if found["export"] is None else [f"export      {found['export']}"]
     if found["model"] is not None:
         lines.append(f"model       {found['model']}, version {found['version']}")
-        kept = f"stays at version {found['holder']}, which is as good; --force moves it"
+        kept = f"stays at version {found['holder']}, which is at least as good; --force moves it"
         was = "" if found["holder"] is None else f", before at version {found['holder']}"
         lines.append(f"{found['alias']:11} {f'moved{was}' if found['promoted'] else kept}")
     return "\n".join(lines)
