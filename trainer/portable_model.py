@@ -238,6 +238,14 @@ if "mlflow" in sys.modules and not __name__.startswith("trainer."):  # the copy,
     import mlflow
     import pandas as pd  # type: ignore[import-untyped]
     from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+
+    class Refused(MlflowException):  # type: ignore[misc]
+        """Input that is no image: a server answers 400. Its message stays: MLflow would put all of the input before it."""
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name != "message" or name not in self.__dict__:
+                super().__setattr__(name, value)
 
     class PortableModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         """A column of images to unit vectors, float32 [n, dim]; `params`: dim, and int8 for vectors times 127, rounded.
@@ -259,7 +267,7 @@ if "mlflow" in sys.modules and not __name__.startswith("trainer."):  # the copy,
             try:
                 vectors = self._encoder(column(model_input), dim=wanted.get("dim"))
             except ValueError as error:
-                raise MlflowException.invalid_parameter_value(str(error)) from error  # a server answers 400 with it
+                raise Refused(str(error), error_code=INVALID_PARAMETER_VALUE) from error
             return to_int8(vectors) if wanted.get("int8") else vectors
 
     mlflow.models.set_model(PortableModel())

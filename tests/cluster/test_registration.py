@@ -238,7 +238,7 @@ def test_a_version_is_copied_to_another_name_with_all_that_is_told_of_it(
 
 def test_a_run_that_is_over_stays_as_it_was(place: tuple[str, str], exported: Path) -> None:
     client = open_client(place[0])
-    run = client.create_run("0").info.run_id
+    run = client.create_run(client.get_run(place[1]).info.experiment_id).info.run_id
     client.set_terminated(run, "KILLED", 1_700_000_000_000)
     put((place[0], run), exported, "late")
     info = client.get_run(run).info
