@@ -14,6 +14,7 @@ from cluster.answers import print_result as _print
 from cluster.data_commands import commands
 from cluster.embed_commands import commands as embed_commands
 from cluster.evaluate_commands import commands as evaluate_commands
+from cluster.export_commands import commands as export_commands
 from cluster.track_commands import track
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.add_typer(commands)
 app.add_typer(evaluate_commands)
 app.add_typer(embed_commands)
+app.add_typer(export_commands)
 app.add_typer(track, name="track")
 
 INTERRUPTED = 130

@@ -73,12 +73,18 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
             yield f"{prefix}{key}", str(value)
 
 
-def git_commit(folder: Path) -> str | None:
-    """The commit checked out in `folder`, None without git; a tag `mlflow.source.git.commit` makes MLflow show it."""
+def git_tags(folder: Path) -> dict[str, str]:
+    """The commit checked out in `folder` and whether files differ from it, as MLflow names them; empty without git."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    if not commit or changes is None:
+        return {}
+    return {"mlflow.source.git.commit": commit, "mlflow.source.git.dirty": str(bool(changes)).lower()}
+
+
+def _git(folder: Path, *command: str) -> str | None:
     try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
-        )
+        done = subprocess.run(["git", "-C", str(folder), *command], capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

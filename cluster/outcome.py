@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from cluster.check import Facts
+from cluster.exporting import Trained, export_trained
 from cluster.gallery import Gallery
 from cluster.models import build_trained
 from cluster.progress import say
-from cluster.promotion import Registered, register
+from cluster.promotion import Registered
+from cluster.proof import Proof
+from cluster.registration import Gate, register
 from cluster.reporting import report
 from cluster.runfolder import RunFolder, read_lines
 from cluster.store import redact, tracking_uri
 from cluster.tracking import Tracker
-from cluster.warm import origin_of
-from configs.schema import Data, RunConfig
-from pipelines.decode import decode
-from pipelines.geometry import place, whole
-from pipelines.mixture import open_sources
+from configs.schema import RunConfig
 from trainer import checkpoints
-from trainer.export import export_encoder, load_exported, parity
-
-LEAST_COSINE = 0.9999  # between the trained encoder and what is shipped
-PARITY_IMAGES = 64
 
 
 def conclude(config: RunConfig, folder: RunFolder, facts: Facts, tracker: Tracker | None, *, started: float) -> dict[str, Any]:
@@ -39,15 +33,12 @@ def conclude(config: RunConfig, folder: RunFolder, facts: Facts, tracker: Tracke
     before, after = _metrics(folder)
     gallery = Gallery(config, encoder) if config.data.eval is not None else None
     steps = _last_step(folder)
-    card = _card(config, facts, after)
-    card |= {"Encoder": about} if (about := getattr(encoder, "about", None)) else {}
-    card["Training"] |= {"steps": steps} | ({"begun from": origin} if (origin := origin_of(folder)) is not None else {})
-    export_encoder(encoder, folder.export, image_size=config.data.image_size, resize=config.data.resize, card=card)
-    images = gallery.some(PARITY_IMAGES) if gallery is not None else []
-    _refuse_difference(config.data, encoder, load_exported(folder.export), images)
+    known = gallery is not None and not gallery.manifest.vector_dim
+    seen = (gallery.found.vectors, gallery.found.group) if gallery is not None and known else None
+    _, proof = export_trained(config, folder, Trained(encoder, steps, after), folder.export, seen=seen)
     registered = None
     if config.tracking.register_as is not None and tracker is not None:
-        registered = _register(config, folder, tracker, encoder, images, after)
+        registered = _register(config, folder, tracker, proof)
     result = {
         "status": "FINISHED",
         "name": config.name,
@@ -82,7 +73,7 @@ def describe(result: dict[str, Any]) -> str:
             start = f"{result['before'][name]:.3f} -> " if name in result["before"] else ""
             lines.append(f"{name:12}{start}{result['metrics'][name]:.3f}")
     if result["model"] is not None:
-        kept = "" if result["promoted"] else "  (an earlier version is better and keeps the alias)"
+        kept = "" if result["promoted"] else "  (an earlier version is at least as good and keeps the alias)"
         lines.append(f"model       {result['model']}{kept}")
     if result.get("weights") is not None:
         lines.append(f"weights     {result['weights']}")
@@ -117,63 +108,19 @@ def _last_step(folder: RunFolder) -> int:
     return max(int(row["step"]) for row in read_lines(folder.metrics))
 
 
-def _card(config: RunConfig, facts: Facts, metrics: dict[str, float]) -> dict[str, Any]:
-    manifest = open_sources(config.data.train, config.data.cache)
-    return {
-        "Metrics on images that were not trained on": {name: round(value, 4) for name, value in metrics.items()},
-        "Training": {
-            "loss": ", ".join(part.name for part in config.loss),
-            "global batch": config.data.batch,
-            "encoder": config.encoder.name,
-            "parameters": facts.parameters,
-        },
-        "Data": {"kind": facts.kind, "records": facts.samples, "digest": manifest.digest},
-    }
-
-
-def _refuse_difference(data: Data, encoder: nn.Module, exported: Any, images: Sequence[bytes]) -> None:
-    if not images:
-        return
-    cosine = parity(encoder, exported, images, lambda image: _pixels(image, data))
-    if not cosine > LEAST_COSINE:
-        raise RuntimeError(f"the exported encoder differs from the trained one: smallest cosine {cosine:.6f}; not registered")
-
-
-def _pixels(image: bytes, data: Data) -> Tensor:
-    """Encoded bytes to what evaluation sees, uint8 [3, S, S]."""
-    pixels = decode(image, max_pixels=data.max_pixels)
-    return place(pixels, whole(pixels.shape[1], pixels.shape[0], data.image_size, data.resize), data.image_size)
-
-
-def _register(
-    config: RunConfig,
-    folder: RunFolder,
-    tracker: Tracker,
-    encoder: nn.Module,
-    images: Sequence[bytes],
-    metrics: dict[str, float],
-) -> Registered:
-    """Log, register, load back, compare, and only then move the alias."""
+def _register(config: RunConfig, folder: RunFolder, tracker: Tracker, proof: Proof) -> Registered:
+    """Log, load back, compare, register, and only then move the alias."""
     say("registering the model")
     assert config.tracking.register_as is not None
     run_id = tracker.wait(timeout_s=60)
     if run_id is None:
         raise RuntimeError(f"MLflow at {tracker.uri} does not answer, so the model is not registered")
-    promote = config.tracking.promote
-    manifest = open_sources(config.data.train, config.data.cache)
-
-    def verify(loaded: Any) -> None:
-        _refuse_difference(config.data, encoder, loaded.predict, images)
-
     return register(
         run_id,
         folder.export,
         uri=tracker.uri,
         name=config.tracking.register_as,
-        alias=promote.alias,
-        metric=promote.metric,
-        value=metrics[promote.metric],
-        example=images[0],
-        verify=verify,
-        tags={"data.digest": manifest.digest, "run": config.name, **{k: repr(v) for k, v in metrics.items()}},
+        gate=Gate(config.tracking.promote.metric, config.tracking.promote.alias),
+        example=proof.images[0],
+        verify=lambda loaded: proof.check(loaded.predict),
     )

@@ -1,22 +1,20 @@
-"""From an exported folder to a version in the MLflow registry that was loaded back and checked before it gets the alias."""
+"""Who gets an alias of a registered model: the better version, also when several are promoted at the same time."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+import time
 from dataclasses import dataclass
-from importlib.metadata import version as installed
-from pathlib import Path
 from typing import Any
 
-from cluster.store import fluent, open_client, redact
 from configs.evaluation import goodness
 
 logger = logging.getLogger(__name__)
 
-REQUIREMENTS = ("mlflow", "torch", "numpy", "pillow", "pandas")
+WAITING, PROMOTED, KEPT, GONE = "waiting", "promoted", "not better", "given up"
+PATIENCE_S = 30.0  # for a version that was to be promoted before ours; its turn takes a fraction of a second
+POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,88 +37,60 @@ def check_model_name(name: str) -> None:
     """Raise ValueError for a name that the registry would refuse after hours of training."""
     if not name.strip() or "/" in name or ":" in name:
         raise ValueError(f"tracking.register {name!r} is no model name: it may not be empty or hold '/' or ':'")
+    if "'" in name and '"' in name:
+        raise ValueError(f"tracking.register {name!r} cannot be searched for in MLflow: leave out one kind of quotation marks")
 
 
-def register(
-    run_id: str,
-    exported: Path,
-    *,
-    uri: str,
-    name: str,
-    alias: str,
-    metric: str,
-    value: float,
-    example: bytes,
-    verify: Callable[[Any], None],
-    tags: Mapping[str, str] | None = None,
-) -> Registered:
-    """Log `exported` in the run as a pyfunc model, register it, load it back and `verify` it; move `alias` last.
+def ticket(alias: str) -> dict[str, str]:
+    """Tags that a version must be created with for `promote`: it then waits in line from its first moment on."""
+    return {_turn(alias): WAITING}
 
-    The alias moves when no version holds it, or when `value` of `metric` is at least as good as that of the
-    holder. `verify` gets the loaded model and raises what is wrong: then the version stays, tagged, without the alias.
-    `example` is one encoded image. Raises RuntimeError when MLflow fails or `verify` does.
+
+def promote(client: Any, name: str, version: str, *, alias: str, metric: str, force: bool = False) -> Registered:
+    """Give `alias` to `version` if nobody has it, if `metric` of its tags is better than the holder's, or if `force`.
+
+    Reading the holder and moving the alias are two requests, and MLflow has none that does both. Two promotions that run
+    between each other could leave the alias with the worse version. So they take turns, as with numbered tickets: the registry
+    gives out the version numbers one by one, and a version is created together with its tag `promotion.ALIAS = waiting`. Who
+    sees no lower number still waiting has the turn, compares, moves the alias and takes the tag away from `waiting`. All that
+    a turn needs is in the registry, so the processes may be on different machines. One that dies in line is given up after
+    PATIENCE_S, by a tag that it would see before it moved the alias.
     """
-    check_model_name(name)
-    client = open_client(uri)
-    tags = {f"metric.{metric}": repr(float(value)), **(tags or {})}
-    try:
-        with fluent(uri):
-            model_uri, model_id = _log(run_id, exported, example)
-            version = _new_version(client, name, model_uri, run_id, model_id, tags)
-            _verified(client, name, version, verify)
-            holder = _holder(client, name, alias)
-            promoted = holder is None or goodness(metric, value) >= _goodness(holder, metric)
-            if promoted:
-                client.set_registered_model_alias(name, alias, version)
-    except _mlflow_errors() as error:
-        raise RuntimeError(f"the model could not be registered at {redact(uri)}: {str(error).splitlines()[0]}") from error
-    return Registered(name, version, alias, promoted, None if holder is None else str(holder.version))
-
-
-def _log(run_id: str, exported: Path, example: bytes) -> tuple[str, str | None]:
-    import mlflow
-    import numpy as np
-    import pandas as pd  # type: ignore[import-untyped]
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, Schema, TensorSpec
-    from mlflow.types.schema import AnyType
-
-    dim = int(json.loads((exported / "preprocessing.json").read_text(encoding="utf-8"))["dim"])
-    # One column without a name and of any type: a list, an array and a DataFrame of bytes, base64 or paths all pass.
-    inputs, outputs = Schema([ColSpec(AnyType())]), Schema([TensorSpec(np.dtype("float32"), (-1, dim))])
-    with mlflow.start_run(run_id=run_id):
-        info = mlflow.pyfunc.log_model(
-            name="encoder",
-            python_model=str(exported / "model.py"),
-            artifacts={"encoder": str(exported)},
-            signature=ModelSignature(inputs, outputs),
-            input_example=pd.DataFrame({"image": [example, example]}),
-            pip_requirements=[f"{package}=={installed(package).partition('+')[0]}" for package in REQUIREMENTS],
+    _wait_for_turn(client, name, version, alias)
+    holder = _holder(client, name, alias)
+    mine = client.get_model_version(name, version)
+    better = holder is None or force or _goodness(mine, metric) > _goodness(holder, metric)
+    if mine.tags.get(_turn(alias)) != WAITING:
+        raise RuntimeError(
+            f"version {version} of {name!r} waited too long for {alias!r}, and others went past; promote it again"
         )
-    return info.model_uri, getattr(info, "model_id", None)
+    if better:
+        client.set_registered_model_alias(name, alias, version)
+    client.set_model_version_tag(name, version, _turn(alias), PROMOTED if better else KEPT)
+    return Registered(name, version, alias, better, None if holder is None else str(holder.version))
 
 
-def _new_version(client: Any, name: str, source: str, run_id: str, model_id: str | None, tags: Mapping[str, str]) -> str:
-    from mlflow.exceptions import MlflowException
+def _wait_for_turn(client: Any, name: str, version: str, alias: str) -> None:
+    ahead: list[str] = []
+    since = time.monotonic()
+    while True:
+        before, ahead = ahead, _ahead(client, name, version, alias)
+        if not ahead:
+            return
+        if ahead != before:
+            since = time.monotonic()
+        elif time.monotonic() - since > PATIENCE_S:
+            logger.warning("version %s of %r was never promoted to %r: its process is gone", ahead[0], name, alias)
+            client.set_model_version_tag(name, ahead[0], _turn(alias), GONE)
+        time.sleep(POLL_S)
 
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    return str(client.create_model_version(name, source, run_id=run_id, tags=dict(tags), model_id=model_id).version)
 
-
-def _verified(client: Any, name: str, version: str, verify: Callable[[Any], None]) -> None:
-    import mlflow
-
-    model = mlflow.pyfunc.load_model(f"models:/{name}/{version}")
-    try:
-        verify(model)
-    except Exception as error:
-        client.set_model_version_tag(name, version, "verified", "false")
-        raise RuntimeError(f"version {version} of {name!r} is not what was trained: {error}; the alias did not move") from error
-    client.set_model_version_tag(name, version, "verified", "true")
+def _ahead(client: Any, name: str, version: str, alias: str) -> list[str]:
+    """Lower versions that wait, lowest first."""
+    mark = '"' if "'" in name else "'"
+    versions = client.search_model_versions(f"name = {mark}{name}{mark}", max_results=1000, order_by=["version_number DESC"])
+    waiting = [int(one.version) for one in versions if one.tags.get(_turn(alias)) == WAITING]
+    return [str(number) for number in sorted(waiting) if number < int(version)]
 
 
 def _holder(client: Any, name: str, alias: str) -> Any:
@@ -135,12 +105,10 @@ def _holder(client: Any, name: str, alias: str) -> Any:
 
 
 def _goodness(version: Any, metric: str) -> float:
-    """Of the metric a version was registered with; one registered elsewhere has none and gives way."""
-    value = version.tags.get(f"metric.{metric}")
-    return -math.inf if value is None else goodness(metric, float(value))
+    """Larger for better values of the metric it was registered with; one registered elsewhere has none and gives way."""
+    value = float(version.tags.get(f"metric.{metric}", math.nan))
+    return -math.inf if math.isnan(value) else goodness(metric, value)
 
 
-def _mlflow_errors() -> tuple[type[Exception], ...]:
-    from mlflow.exceptions import MlflowException
-
-    return (MlflowException, OSError)
+def _turn(alias: str) -> str:
+    return f"promotion.{alias}"

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from cluster import attempts, launch, leakage, warm
 from cluster.check import Facts, check, open_training
 from cluster.context import refuse_few_gpus
-from cluster.description import DatasetRef, git_commit
+from cluster.description import DatasetRef, git_tags
 from cluster.disk import check_places
 from cluster.job import Job
 from cluster.outcome import conclude
@@ -70,7 +70,7 @@ def train(
         say("the records have weights, which no loss takes into account: all count alike")
     histories = histories_of(config, folder, manifest, accept_new_data=accept_new_data)
     facts = check(config, histories)
-    tracker = _tracker(config, folder) if config.tracking.enabled else None
+    tracker = _tracker(config, folder, manifest.kind) if config.tracking.enabled else None
     folder.claim(config)
     warm.keep(config, folder)
     if accept_new_data or not (folder.path / leakage.FILE).exists():
@@ -110,14 +110,14 @@ def train(
                 tracker.finish(status, timeout_s=10)
 
 
-def _tracker(config: RunConfig, folder: RunFolder) -> Tracker:
-    tags = {"nearfar.world_size": str(config.cluster.most_workers)}
-    commit = git_commit(Path.cwd())
-    if commit is not None:
-        tags["mlflow.source.git.commit"] = commit
+def _tracker(config: RunConfig, folder: RunFolder, kind: str) -> Tracker:
     datasets = [_dataset(source.path, "training", config.data.cache) for source in config.data.train]
+    tags = {"nearfar.kind": kind, "nearfar.world_size": str(config.cluster.most_workers)}
+    tags["nearfar.data_digest"] = " ".join(data.digest for data in datasets)
     if config.data.eval is not None:
         datasets.append(_dataset(config.data.eval, "evaluation", config.data.cache))
+        tags["nearfar.eval_digest"] = datasets[-1].digest
+    tags |= git_tags(Path.cwd())
     return Tracker(folder.path, config, tags=tags, datasets=datasets)
 
 

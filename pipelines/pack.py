@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -24,6 +25,7 @@ from pipelines.parallel import Map, in_process, process_map
 from pipelines.prepare import JPEG_QUALITY, prepare
 from pipelines.records import MEMBERS, Listing, Records, require_kind
 from pipelines.remote import is_url
+from pipelines.sources.fetched import LICENCES
 from pipelines.sources.folder import list_folder, list_remote_folder
 from pipelines.sources.table import TABLE_SUFFIXES, is_table, list_table
 from pipelines.sources.tars import list_tars
@@ -106,6 +108,7 @@ def pack(
             before = done()
             sets, rejected = assemble(spots, {*todo}, results, listing.rejected, kind=kind, made=folder / MADE, out=out)
             rate = (done() - before) / (time.monotonic() - started)
+        _keep_licences(str(source), folder / MADE)
         publish(folder / MADE, out)
     return PackSummary(sets, rejected, listing.ignored, listing.empty_classes, rate, len(spots) - len(todo))
 
@@ -202,6 +205,12 @@ def _num_images(records: Records, kind: str) -> int:
     if kind == "triplet":  # the only kind in which records differ
         return sum(len(record.images) for record in records)
     return len(records) * len(MEMBERS[kind])
+
+
+def _keep_licences(source: str, out: Path) -> None:
+    """The licences that `nearfar fetch` has noted, for the model card."""
+    if not is_url(source) and (Path(source) / LICENCES).is_file():
+        shutil.copyfile(Path(source) / LICENCES, out / LICENCES)
 
 
 def _stamp(records: Records) -> str:

@@ -8,17 +8,23 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from trainer import portable_model
+from trainer.model_card import model_card
+from trainer.onnx_program import NoOnnx, write_onnx
 from trainer.portable_model import Encoder, Vectors
 
 MAX_PIXELS = 100_000_000
+PARITY_BATCH = 32
+PROGRAM, ONNX, SETTINGS, ABOUT, CARD = "program.pt2", "model.onnx", "preprocessing.json", "about.json", "MODEL_CARD.md"
 
 
 class FromBytes(nn.Module):
@@ -33,34 +39,77 @@ class FromBytes(nn.Module):
         return vectors
 
 
-def export_encoder(
-    encoder: nn.Module, folder: Path, *, image_size: int, resize: str, card: Mapping[str, Any], max_pixels: int = MAX_PIXELS
-) -> None:
-    """Write program.pt2, preprocessing.json, model.py and MODEL_CARD.md; an earlier export in `folder` is replaced.
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written: `runtime` onnx, or torch and then `why_torch`."""
 
-    The program maps uint8 [n, 3, image_size, image_size] to float32 unit vectors [n, dim], any n >= 1, on the CPU.
-    `card` maps headings to text, to a list or to a mapping of facts; images above `max_pixels` are refused. `encoder`
-    itself is left as it is.
+    folder: Path
+    runtime: Literal["onnx", "torch"]
+    why_torch: str | None
+
+
+def export_encoder(
+    encoder: nn.Module,
+    folder: Path,
+    *,
+    image_size: int,
+    resize: str,
+    card: Mapping[str, Any],
+    max_pixels: int = MAX_PIXELS,
+    dims: Sequence[int] = (),
+    thresholds: Mapping[int, Mapping[str, float]] = MappingProxyType({}),
+    about: Mapping[str, Any] = MappingProxyType({}),
+    onnx: bool = True,
+) -> Exported:
+    """Write model.onnx, program.pt2, preprocessing.json, model.py, about.json and MODEL_CARD.md; an earlier export is replaced.
+
+    Both programs map uint8 [n, 3, image_size, image_size] to float32 unit vectors [n, dim], any n >= 1, on the CPU; model.py
+    runs the ONNX one, and program.pt2 where there is none. `card` maps headings to text, to a list or to a mapping of facts;
+    images above `max_pixels` are refused; `dims`: shorter lengths that the encoder was trained for; `thresholds`: for each
+    length name -> cosine; `about`: what is told of the model wherever it goes. `encoder` itself is left as it is.
     Raises ValueError when `folder` holds something else, RuntimeError when the encoder cannot be exported.
     """
-    if folder.exists() and not (folder / "preprocessing.json").is_file():
+    if folder.exists() and not (folder / SETTINGS).is_file():
         raise ValueError(f"{folder} exists and is no exported encoder; choose another folder or remove it")
     program, dim = _trace(encoder, image_size)
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = folder.with_name(f"{folder.name}.tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
         building.mkdir()
-        torch.export.save(program, building / "program.pt2")
-        settings = {"version": portable_model.FORMAT, "image_size": image_size, "resize": resize, "dim": dim}
-        settings |= {"max_pixels": max_pixels, "torch": torch.__version__}
-        (building / "preprocessing.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        torch.export.save(program, building / PROGRAM)
+        opset, why = _onnx(program, building / ONNX) if onnx else (None, "it was not asked for")
+        settings = {
+            "version": portable_model.FORMAT,
+            "runtime": "torch" if opset is None else "onnx",
+            "image_size": image_size,
+            "resize": resize,
+            "dim": dim,
+            "dims": sorted({*dims, dim}),
+            "thresholds": {str(length): dict(at) for length, at in thresholds.items()},
+            "max_pixels": max_pixels,
+            "torch": torch.__version__,
+            "opset": opset,
+        }
+        for name, content in ((SETTINGS, settings), (ABOUT, about)):
+            (building / name).write_text(json.dumps(dict(content), indent=2) + "\n", encoding="utf-8")
         shutil.copyfile(portable_model.__file__, building / "model.py")
-        (building / "MODEL_CARD.md").write_text(_card(card, settings), encoding="utf-8")
+        (building / CARD).write_text(model_card(card, settings), encoding="utf-8")
         _replace(folder, building)
     except OSError as error:
         raise RuntimeError(f"the encoder could not be written to {folder}: {error}") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
+    return Exported(folder, "onnx" if why is None else "torch", why)
+
+
+def _onnx(program: torch.export.ExportedProgram, path: Path) -> tuple[int | None, str | None]:
+    """The opset, or why there is none."""
+    try:
+        return write_onnx(program, path), None
+    except NoOnnx as error:
+        for part in path.parent.glob(f"{path.name}*"):
+            part.unlink()
+        return None, str(error)
 
 
 def load_exported(folder: Path) -> Callable[[Sequence[bytes]], Vectors]:
@@ -75,18 +124,29 @@ def parity(
     preprocess: Callable[[bytes], Tensor],
 ) -> float:
     """Smallest cosine between `exported` and `encoder` behind the trainer's own `preprocess` (bytes -> uint8 [3, S, S])."""
-    parameter = next(encoder.parameters())
-    pixels = torch.stack([preprocess(data) for data in images]).to(parameter.device, parameter.dtype) / 255
-    training = encoder.training
+    return least_cosine(trained_vectors(encoder, images, preprocess), exported(images))
+
+
+def trained_vectors(encoder: nn.Module, images: Sequence[bytes], preprocess: Callable[[bytes], Tensor]) -> Vectors:
+    """What `encoder` makes of encoded images, a few at a time.  -> [n, dim]"""
+    parameter, training = next(encoder.parameters()), encoder.training
     encoder.eval()
+    found = []
     try:
         with torch.no_grad():
-            ours = encoder(pixels).double().cpu().numpy()
+            for start in range(0, len(images), PARITY_BATCH):
+                pixels = torch.stack([preprocess(data) for data in images[start : start + PARITY_BATCH]])
+                found.append(encoder(pixels.to(parameter.device, parameter.dtype) / 255).float().cpu())
     finally:
         encoder.train(training)
-    theirs = np.asarray(exported(images), dtype=np.float64)
-    cosines = (ours * theirs).sum(1) / (np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1))
-    return float(cosines.min())
+    vectors: Vectors = torch.cat(found).numpy()
+    return vectors
+
+
+def least_cosine(ours: Vectors, theirs: Vectors) -> float:
+    """The smallest over the rows of two [n, dim]; NaN where a row is NaN."""
+    a, b = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
+    return float(((a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))).min())
 
 
 def _trace(encoder: nn.Module, image_size: int) -> tuple[torch.export.ExportedProgram, int]:
@@ -100,6 +160,8 @@ def _trace(encoder: nn.Module, image_size: int) -> tuple[torch.export.ExportedPr
             program = torch.export.export(portable, (pixels,), dynamic_shapes=({0: torch.export.Dim("n", min=1)},))
     except Exception as error:
         raise RuntimeError(f"torch.export cannot trace {type(encoder).__name__}: {error}") from error
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine, which are nobody else's business
     return program, int(dim)
 
 
@@ -109,25 +171,3 @@ def _replace(folder: Path, building: Path) -> None:
         folder.rename(old)
     building.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _card(card: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    title = card.get("name", "Image encoder")
-    size = settings["image_size"]
-    interface = {
-        "input": f"images of any size and mode; turned by EXIF, on white, RGB, {settings['resize']} to {size} x {size}",
-        "output": f"float32 unit vectors of {settings['dim']} numbers; the dot product of two is their cosine",
-        "runs with": f"torch {settings['torch']}, numpy, pillow",
-    }
-    usage = "```python\nfrom model import Encoder   # the file beside this one\n\n"
-    usage += 'vectors = Encoder(".")(["a.jpg", "b.png"])   # [2, dim]; bytes and base64 strings work too\n```'
-    sections = {"Interface": interface, "Use": usage, **{k: v for k, v in card.items() if k != "name"}}
-    return f"# {title}\n" + "".join(f"\n## {heading}\n\n{_block(body)}\n" for heading, body in sections.items())
-
-
-def _block(body: Any) -> str:
-    if isinstance(body, Mapping):
-        return "\n".join(["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in body.items())])
-    if isinstance(body, (list, tuple)):
-        return "\n".join(f"- {item}" for item in body)
-    return str(body)

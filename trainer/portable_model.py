@@ -1,6 +1,7 @@
 """The encoder as it leaves the house: this file is copied, as model.py, beside the weights it loads.
 
-Needs torch, numpy and pillow; nothing of nearfar. With MLflow it is a pyfunc model (models-from-code); without:
+Needs numpy, pillow and onnxruntime; nothing of nearfar, and torch only where the folder holds no model.onnx. With MLflow it
+is a pyfunc model (models-from-code); without:
 `from model import Encoder; vectors = Encoder(folder)(["cat.jpg", open("dog.png", "rb").read()])   # [2, dim]`
 """
 
@@ -13,19 +14,21 @@ import json
 import os
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import PIL
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-FORMAT = 1
+FORMAT = 2
 STRIP = 64  # an image longer than this times its width is cut to its middle before it grows to the square
 CHUNK = 256  # images decoded and encoded at once; bounds the memory of a long column
+LARGEST_CHUNK = 2**22  # pixels of a side squared, times images: large images go in smaller chunks
+# The formats that training reads. Others are left out, because to read them Pillow would start programs (EPS).
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM")
 
 # What Pillow's readers raise for damaged files; not MemoryError.
 DAMAGED = (
@@ -40,14 +43,21 @@ DAMAGED = (
     Image.DecompressionBombError,
 )
 
-Vectors: TypeAlias = npt.NDArray[np.float32]
+Vectors: TypeAlias = npt.NDArray[np.float32]  # unit length
+Codes: TypeAlias = npt.NDArray[np.int8]
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 
 class Encoder:
-    """Images to unit vectors, with the preprocessing the encoder was trained for."""
+    """Images to unit vectors, with the preprocessing the encoder was trained for.
 
-    def __init__(self, folder: str | Path) -> None:
+    dims: the lengths its vectors may be cut to (`dim=`); thresholds: for each of them {name: cosine}, from which on two images
+    show the same thing: `far_1e-3` calls one in 1000 different pairs the same, `best_f1` is right most often; both were
+    measured on the evaluation set, and empty without one.
+    """
+
+    def __init__(self, folder: str | Path, *, paths: bool = True) -> None:
+        """paths: whether a string may name a file of this machine; say False where strings come from somebody else."""
         settings = json.loads((Path(folder) / "preprocessing.json").read_text(encoding="utf-8"))
         if settings.get("version") != FORMAT:
             raise ValueError(
@@ -56,48 +66,113 @@ class Encoder:
         self.image_size = int(settings["image_size"])
         self.resize = str(settings["resize"])
         self.dim = int(settings["dim"])
+        self.dims = tuple(int(dim) for dim in settings["dims"])
+        self.thresholds: dict[int, dict[str, float]] = {int(dim): dict(at) for dim, at in settings["thresholds"].items()}
         self.max_pixels = int(settings["max_pixels"])
-        self._program = torch.export.load(Path(folder) / "program.pt2").module()
+        self.paths = paths
+        self._run = {"onnx": _onnx, "torch": _torch}[settings["runtime"]](Path(folder))
 
-    def __call__(self, images: Sequence[Any]) -> Vectors:
-        """Encode `images`, each bytes, a base64 string or a path, to unit vectors [n, dim]; ValueError names a bad one."""
+    def __call__(self, images: Sequence[Any], *, dim: int | None = None) -> Vectors:
+        """Encode `images`, each bytes, a base64 string or a path, to unit vectors [n, dim].
+
+        dim: cut to so many numbers, one of `dims`, and scaled to unit length again. ValueError names a bad image by its row.
+        """
+        dim = self._allowed(dim)
         vectors = np.empty((len(images), self.dim), dtype=np.float32)
-        for start in range(0, len(images), CHUNK):
-            pixels = np.stack([self._pixels(i, images[i]) for i in range(start, min(start + CHUNK, len(images)))])
-            with torch.no_grad():
-                vectors[start : start + len(pixels)] = self._program(torch.from_numpy(pixels)).numpy()
-        return vectors
+        chunk = max(1, min(CHUNK, LARGEST_CHUNK // self.image_size**2))
+        for start in range(0, len(images), chunk):
+            pixels = np.stack([self._pixels(i, images[i]) for i in range(start, min(start + chunk, len(images)))])
+            vectors[start : start + len(pixels)] = self._run(pixels)
+        return vectors if dim == self.dim else shortened(vectors, dim)
+
+    def match(self, a: Any, b: Any, *, at: str = "far_1e-3", dim: int | None = None) -> npt.NDArray[np.bool_]:
+        """Whether a[i] and b[i] show the same thing: their cosine is at least the threshold `at`.  -> [n]
+
+        a, b: as many images each, or one image each. Raises ValueError as above, and where there is no such threshold.
+        """
+        dim = self._allowed(dim)
+        known = self.thresholds.get(dim, {})
+        if at not in known:
+            there = ", ".join(known) or "none: it was exported without an evaluation set; compare the vectors yourself"
+            raise ValueError(f"this model has no match threshold {at!r}; it has {there}")
+        first, second = column(a), column(b)
+        if len(first) != len(second):
+            raise ValueError(f"match compares image by image, and got {len(first)} and {len(second)}")
+        matched: npt.NDArray[np.bool_] = (self(first, dim=dim) * self(second, dim=dim)).sum(1) >= known[at]
+        return matched
+
+    def _allowed(self, dim: int | None) -> int:
+        if dim is None or dim in self.dims:
+            return self.dim if dim is None else int(dim)
+        raise ValueError(
+            f"dim {dim} is none of the lengths that this model was trained for: {', '.join(map(str, self.dims))}"
+            + ("" if len(self.dims) > 1 else " (a loss with `matryoshka` trains for more)")
+        )
 
     def _pixels(self, row: int, value: Any) -> Pixels:
         try:
-            return preprocess(read_image(value), self.image_size, self.resize, self.max_pixels)
+            return preprocess(read_image(value, paths=self.paths), self.image_size, self.resize, self.max_pixels)
         except UnidentifiedImageError:
-            raise ValueError(f"row {row} is not an image in a format that Pillow {PIL.__version__} knows") from None
+            raise ValueError(f"row {row} is not an image; known are {', '.join(FORMATS)} (Pillow {PIL.__version__})") from None
         except DAMAGED as error:
             raise ValueError(f"row {row} is not a readable image: {error}") from error
 
 
-def read_image(value: Any) -> bytes:
-    """The bytes of an image given as bytes, as the path of a file, or as base64 (a data URL too)."""
+def _onnx(folder: Path) -> Callable[[Pixels], Vectors]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda pixels: session.run(None, {name: pixels})[0]
+
+
+def _torch(folder: Path) -> Callable[[Pixels], Vectors]:
+    import torch
+
+    program = torch.export.load(folder / "program.pt2").module()
+
+    def run(pixels: Pixels) -> Vectors:
+        with torch.no_grad():
+            return program(torch.from_numpy(pixels)).numpy()  # type: ignore[no-any-return]
+
+    return run
+
+
+def shortened(vectors: Vectors, dim: int) -> Vectors:
+    """The first `dim` numbers, scaled to unit length."""
+    cut = vectors[:, :dim]
+    short: Vectors = cut / np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), 1e-12)
+    return short
+
+
+def to_int8(vectors: Vectors) -> Codes:
+    """Times 127, rounded: a quarter of the bytes. Divided by 127 again, cosines differ by about 0.001."""
+    codes: Codes = np.rint(vectors * 127).astype(np.int8)
+    return codes
+
+
+def read_image(value: Any, *, paths: bool = True) -> bytes:
+    """The bytes of an image given as bytes, as base64 (a data URL too), or, with `paths`, as the path of a file."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
-    if isinstance(value, Path):
+    if isinstance(value, Path) and paths:
         return value.read_bytes()
     if not isinstance(value, str):
         raise ValueError(f"expected bytes, a base64 string or a path, got {type(value).__name__}")
-    if os.path.isfile(value):
+    if paths and os.path.isfile(value):
         return Path(value).read_bytes()
     text = value.split(",", 1)[1] if value.startswith("data:") and "," in value else value
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):
         shown = value if len(value) <= 80 else f"{value[:77]}..."
-        raise ValueError(f"{shown!r} is neither a file on this machine nor base64") from None
+        expected = "neither a file on this machine nor base64" if paths else "not base64, and files are not read here"
+        raise ValueError(f"{shown!r} is {expected}") from None
 
 
 def preprocess(data: bytes, size: int, resize: str, max_pixels: int) -> Pixels:
     """Decode to uint8 [3, size, size]: EXIF turn, on white, RGB, then `resize` is crop, pad or squash (bilinear)."""
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         if image.width * image.height > max_pixels:
             raise ValueError(f"{image.width} x {image.height} is more than {max_pixels} pixels")
         rgb = to_rgb(ImageOps.exif_transpose(image))
@@ -153,18 +228,46 @@ def column(table: Any) -> list[Any]:
     return [next(iter(row.values())) if isinstance(row, dict) and len(row) == 1 else row for row in rows]
 
 
+def served() -> bool:
+    """Whether a server of MLflow answers requests in this process: then strings come from its clients."""
+    servers = ("mlflow.pyfunc.scoring_server.app", "mlserver")
+    return os.environ.get("_MLFLOW_IS_IN_SERVING_ENVIRONMENT") == "true" or any(name in sys.modules for name in servers)
+
+
 if "mlflow" in sys.modules and not __name__.startswith("trainer."):  # the copy, run by MLflow as models-from-code
     import mlflow
     import pandas as pd  # type: ignore[import-untyped]
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+
+    class Refused(MlflowException):  # type: ignore[misc]
+        """Input that is no image: a server answers 400. Its message stays: MLflow would put all of the input before it."""
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name != "message" or name not in self.__dict__:
+                super().__setattr__(name, value)
 
     class PortableModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-        """A column of images to unit vectors, float32 [n, dim]."""
+        """A column of images to unit vectors, float32 [n, dim]; `params`: dim, and int8 for vectors times 127, rounded.
+
+        A string may be the path of a file where a program calls `predict`, never where a server does: its clients must
+        not read or look for files of its machine. `load_model(..., model_config={"paths": False})` forbids it anywhere.
+        """
 
         def load_context(self, context: Any) -> None:
+            self._paths = bool((context.model_config or {}).get("paths", True))
             self._encoder = Encoder(context.artifacts["encoder"])
 
         # the hint DataFrame is one that MLflow lets pass as it is; without a hint it warns at every load
-        def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Vectors:
-            return self._encoder(column(model_input))
+        def predict(
+            self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+        ) -> npt.NDArray[np.float32 | np.int8]:
+            self._encoder.paths = self._paths and not served()
+            wanted = params or {}
+            try:
+                vectors = self._encoder(column(model_input), dim=wanted.get("dim"))
+            except ValueError as error:
+                raise Refused(str(error), error_code=INVALID_PARAMETER_VALUE) from error
+            return to_int8(vectors) if wanted.get("int8") else vectors
 
     mlflow.models.set_model(PortableModel())

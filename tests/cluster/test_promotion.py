@@ -1,174 +1,145 @@
-"""A version gets the alias only after it was loaded back and found to be the trained encoder, and never for a worse one."""
+"""The alias ends at the best version, whoever promotes at the same time, and however slow or dead the others are."""
 
 from __future__ import annotations
 
-import base64
-import io
-import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
-from torch import Tensor, nn
 
-from cluster.promotion import Registered, check_model_name, register
-from cluster.store import experiment_id, open_client
-from trainer.export import export_encoder, load_exported
+from cluster import promotion
+from cluster.promotion import Registered, promote, ticket
+from cluster.store import open_client
+from tests.mlflow_server import free_port, kill, serve
 
-
-class Colour(nn.Module):
-    """Mean colour through a linear layer, unit norm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Linear(3, 8)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return nn.functional.normalize(self.head(images.mean((2, 3))), dim=1)
-
-
-def png(colour: tuple[int, int, int]) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (20, 30), colour).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-RED, BLUE = png((200, 10, 10)), png((10, 10, 200))
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("run") / "exported"
-    export_encoder(Colour(), folder, image_size=16, resize="pad", card={"name": "Colour"})
-    return folder
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """An MLflow address and a run in it."""
-    storage = tmp_path_factory.mktemp("storage")
-    uri = f"sqlite:///{storage}/mlflow.db"
-    client = open_client(uri)
-    return uri, client.create_run(experiment_id(client, "nearfar", uri, storage)).info.run_id
+ROUNDS = {"sqlite": 1, "http": 4}
+RACERS = {"sqlite": [0.9, 0.5], "http": [0.5, 0.9, 0.1]}
+ROOT = Path(__file__).parents[2]
+PROMOTER = """
+import sys
+from cluster.promotion import promote, ticket
+from cluster.store import open_client
+uri, name, value = sys.argv[1:]
+client = open_client(uri)
+client.search_registered_models()
+print("ready", flush=True)
+sys.stdin.readline()
+tags = {"metric.recall_at_1": value, **ticket("champion")}
+version = str(client.create_model_version(name, "s3://nowhere/model", tags=tags).version)
+print(promote(client, name, version, alias="champion", metric="recall_at_1").promoted)
+"""
 
 
 @pytest.fixture(autouse=True)
-def _no_pickles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.chdir(tmp_path)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # MLflow makes folders where it is
 
 
-def put(place: tuple[str, str], exported: Path, name: str, value: float, verify: Any = lambda model: None) -> Registered:
-    uri, run_id = place
-    options = {"alias": "champion", "metric": "recall_at_1", "example": RED, "tags": {"data.digest": "abc"}}
-    return register(run_id, exported, uri=uri, name=name, value=value, verify=verify, **options)
+@pytest.fixture
+def client(tmp_path: Path) -> Any:
+    client = open_client(f"sqlite:///{tmp_path}/mlflow.db")
+    client.create_registered_model("race")
+    return client
 
 
-def test_the_registered_model_gives_the_exported_vectors_for_all_that_a_column_can_be(
-    place: tuple[str, str], exported: Path, tmp_path: Path
+def put(client: Any, value: float | None, **options: Any) -> Registered:
+    tags = {} if value is None else {"metric.recall_at_1": repr(value)}
+    version = client.create_model_version("race", "s3://nowhere/model", tags={**tags, **ticket("champion")}).version
+    return promote(client, "race", str(version), alias="champion", metric="recall_at_1", **options)
+
+
+def holder(client: Any) -> str:
+    return str(client.get_model_version_by_alias("race", "champion").version)
+
+
+def test_the_alias_moves_to_a_better_version_only_or_by_force(client: Any) -> None:
+    assert put(client, 0.5) == Registered("race", "1", "champion", True, None)
+    assert put(client, 0.5) == Registered("race", "2", "champion", False, "1")
+    assert put(client, 0.6) == Registered("race", "3", "champion", True, "1")
+    assert put(client, None) == Registered("race", "4", "champion", False, "3")
+    assert put(client, float("nan")).promoted is False
+    assert put(client, 0.1, force=True) == Registered("race", "6", "champion", True, "3")
+    assert put(client, 0.2).promoted
+    tags = [client.get_model_version("race", str(n)).tags["promotion.champion"] for n in range(1, 8)]
+    assert tags == ["promoted", "not better", "promoted", "not better", "not better", "promoted", "promoted"]
+
+
+def test_an_alias_that_somebody_moved_by_hand_is_compared_with_what_it_points_to(client: Any) -> None:
+    for value in (0.5, 0.9):
+        put(client, value)
+    client.set_registered_model_alias("race", "champion", "1")
+    assert put(client, 0.6).promoted
+
+
+def test_a_version_that_was_registered_elsewhere_gives_way(client: Any) -> None:
+    client.create_model_version("race", "s3://nowhere/model")
+    client.set_registered_model_alias("race", "champion", "1")
+    assert put(client, 0.1) == Registered("race", "2", "champion", True, "1")
+
+
+def test_one_that_died_in_line_is_given_up_and_cannot_come_back(
+    client: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import pandas as pd
-
-    (tmp_path / "red.png").write_bytes(RED)
-    text = base64.b64encode(RED).decode()
-    seen: list[Any] = []
-    done = put(place, exported, "colours", 0.5, verify=seen.append)
-    assert done == Registered("colours", "1", "champion", True, None)
-    assert done.uri == "models:/colours@champion"
-    expected = load_exported(exported)([RED, BLUE])
-    for column in (
-        [RED, BLUE],
-        np.array([RED, BLUE], dtype=object),
-        pd.DataFrame({"image": [RED, BLUE]}),
-        pd.DataFrame({"image": [text, base64.b64encode(BLUE).decode()]}),
-        ["red.png", BLUE],
-    ):
-        vectors = seen[0].predict(column)
-        assert vectors.dtype == np.float32
-        np.testing.assert_array_equal(vectors, expected)
-    with pytest.raises(ValueError, match="row 1 is not an image"):
-        seen[0].predict([RED, b"junk"])
-    version = open_client(place[0]).get_model_version_by_alias("colours", "champion")
-    assert version.tags == {"metric.recall_at_1": "0.5", "data.digest": "abc", "verified": "true"}
-    assert version.run_id == place[1]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["red.png"]
+    tags = {"metric.recall_at_1": "0.3", **ticket("champion")}
+    dead = str(client.create_model_version("race", "s3://nowhere/model", tags=tags).version)
+    monkeypatch.setattr(promotion, "PATIENCE_S", 0.3)
+    assert put(client, 0.5).promoted
+    assert "version 1 of 'race' was never promoted to 'champion'" in caplog.text
+    with pytest.raises(RuntimeError, match="version 1 of 'race' waited too long"):
+        promote(client, "race", dead, alias="champion", metric="recall_at_1", force=True)
+    assert holder(client) == "2"
 
 
-def test_requests_of_a_served_model_are_answered(place: tuple[str, str], exported: Path) -> None:
-    from mlflow.exceptions import MlflowException
-    from mlflow.pyfunc.scoring_server import invocations
-
-    models: list[Any] = []
-    put(place, exported, "served", 0.5, verify=models.append)
-
-    def post(body: dict[str, Any]) -> Any:
-        schema = models[0].metadata.get_input_schema()
-        return json.loads(invocations(json.dumps(body), "application/json", models[0], schema).response)["predictions"]
-
-    text = base64.b64encode(RED).decode()
-    expected = load_exported(exported)([RED])
-    for body in ({"inputs": [text]}, {"dataframe_split": {"columns": ["image"], "data": [[text]]}}):
-        np.testing.assert_allclose(post(body), expected, rtol=1e-6)
-    with pytest.raises(MlflowException) as refused:
-        post({"inputs": ["%%"]})
-    assert refused.value.get_http_status_code() == 400
+def test_another_alias_is_another_line(client: Any) -> None:
+    client.create_model_version("race", "s3://nowhere/model", tags=ticket("challenger"))
+    assert put(client, 0.5).promoted
 
 
-def test_the_alias_moves_to_a_version_that_is_at_least_as_good_and_nothing_is_printed(
-    place: tuple[str, str], exported: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert put(place, exported, "race", 0.5).promoted
-    worse = put(place, exported, "race", 0.4)
-    assert (worse.promoted, worse.holder, worse.uri) == (False, "1", "models:/race/2")
-    assert put(place, exported, "race", 0.5).promoted
-    assert open_client(place[0]).get_model_version_by_alias("race", "champion").version == 3
-    assert tuple(capfd.readouterr()) == ("", "")
+@pytest.fixture(params=["sqlite", pytest.param("server", marks=pytest.mark.acceptance)])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        open_client(f"sqlite:///{tmp_path}/mlflow.db")
+        yield f"sqlite:///{tmp_path}/mlflow.db"
+        return
+    port = free_port()
+    server = serve(port, tmp_path)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        kill(server)
 
 
-def test_a_model_that_is_not_what_was_trained_does_not_get_the_alias(place: tuple[str, str], exported: Path) -> None:
-    def refuse(model: Any) -> None:
-        raise ValueError("cosine 0.3")
-
-    put(place, exported, "checked", 0.5)
-    with pytest.raises(RuntimeError, match=r"version 2 of 'checked' is not what was trained: cosine 0\.3"):
-        put(place, exported, "checked", 0.9, verify=refuse)
-    client = open_client(place[0])
-    assert client.get_model_version_by_alias("checked", "champion").version == 1
-    assert client.get_model_version("checked", "2").tags["verified"] == "false"
-
-
-def test_a_run_that_does_not_exist_gives_one_message(place: tuple[str, str], exported: Path) -> None:
-    with pytest.raises(RuntimeError, match="the model could not be registered at sqlite:"):
-        put((place[0], "0" * 32), exported, "nobody", 0.5)
-
-
-@pytest.mark.parametrize("name", ["", " ", "a/b", "a:b"])
-def test_a_name_the_registry_would_refuse_is_refused_before(name: str) -> None:
-    with pytest.raises(ValueError, match="is no model name"):
-        check_model_name(name)
+def race(address: str, values: list[float]) -> None:
+    """One process a value; all of them begin at once."""
+    command = [sys.executable, "-c", PROMOTER, address, "race"]
+    options: dict[str, Any] = {"text": True, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
+    options |= dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    racers = [subprocess.Popen([*command, repr(value)], **options) for value in values]
+    for racer in racers:
+        assert racer.stdout.readline() == "ready\n"
+    for racer in racers:
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    for racer in racers:
+        out, err = racer.communicate(timeout=120)
+        assert racer.returncode == 0, err
+        assert out.strip() in ("True", "False")
 
 
-def test_it_loads_where_nearfar_is_not_installed_and_says_nothing(
-    place: tuple[str, str], exported: Path, tmp_path: Path
-) -> None:
-    put(place, exported, "abroad", 0.5)
-    (tmp_path / "red.png").write_bytes(RED)
-    code = """
-import json, sys
-sys.modules.update(dict.fromkeys(["trainer", "configs", "pipelines", "cluster"]))
-import mlflow
-mlflow.set_tracking_uri(sys.argv[1])
-print(json.dumps(mlflow.pyfunc.load_model("models:/abroad@champion").predict(["red.png"]).tolist()))
-"""
-    done = subprocess.run([sys.executable, "-c", code, place[0]], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    np.testing.assert_array_equal(np.float32(json.loads(done.stdout)), load_exported(exported)([RED]))
-    assert "Warning" not in done.stderr
+def test_processes_that_promote_at_the_same_time_leave_the_best_with_the_alias(address: str) -> None:
+    client = open_client(address)
+    client.create_registered_model("race")
+    for _ in range(ROUNDS[address.partition(":")[0]]):
+        race(address, RACERS[address.partition(":")[0]])
+    best = client.get_model_version_by_alias("race", "champion")
+    assert best.tags["metric.recall_at_1"] == "0.9"
+    versions = client.search_model_versions("name = 'race'")
+    told = {int(v.version): (float(v.tags["metric.recall_at_1"]), v.tags["promotion.champion"]) for v in versions}
+    so_far = 0.0
+    for _, (value, outcome) in sorted(told.items()):  # as if one had come after the other, in the order of the versions
+        assert outcome == ("promoted" if value > so_far else "not better")
+        so_far = max(so_far, value)

@@ -266,5 +266,5 @@ def test_an_encoder_that_cannot_be_traced_leaves_nothing_behind(tmp_path: Path) 
 def test_a_format_we_do_not_know_is_refused(folder: Path, tmp_path: Path) -> None:
     settings = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))
     (tmp_path / "preprocessing.json").write_text(json.dumps(settings | {"version": 99}), encoding="utf-8")
-    with pytest.raises(ValueError, match="holds format 99; this code reads 1"):
+    with pytest.raises(ValueError, match="holds format 99; this code reads 2"):
         load_exported(tmp_path)
