@@ -13,6 +13,7 @@ from cluster.answers import Json
 from cluster.answers import print_result as _print
 from cluster.data_commands import commands
 from cluster.export_commands import commands as export_commands
+from cluster.runs_commands import runs
 from cluster.track_commands import track
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(commands)
 app.add_typer(export_commands)
+app.add_typer(runs, name="runs")
 app.add_typer(track, name="track")
 
 INTERRUPTED = 130
