@@ -36,9 +36,11 @@ class Registered:
 def check_model_name(name: str) -> None:
     """Raise ValueError for a name that the registry would refuse after hours of training."""
     if not name.strip() or "/" in name or ":" in name:
-        raise ValueError(f"tracking.register {name!r} is no model name: it may not be empty or hold '/' or ':'")
+        raise ValueError(f"{name!r} is no model name (tracking.register): it may not be empty or hold '/' or ':'")
     if "'" in name and '"' in name:
-        raise ValueError(f"tracking.register {name!r} cannot be searched for in MLflow: leave out one kind of quotation marks")
+        raise ValueError(
+            f"{name!r} (tracking.register) cannot be searched for in MLflow: leave out one kind of quotation marks"
+        )
 
 
 def ticket(alias: str) -> dict[str, str]:

@@ -79,7 +79,7 @@ def copy(reference: str, *, uri: str, name: str, gate: Gate) -> Registered:
     check_model_name(name)
     client = open_client(uri)
     with _telling(uri):
-        found = _find(client, reference)
+        found = find_version(client, reference)
         if found.name == name:
             raise ValueError(f"{reference} is a version of {name!r} already; --register names another model")
         if f"metric.{gate.metric}" not in found.tags and not gate.force:
@@ -91,7 +91,8 @@ def copy(reference: str, *, uri: str, name: str, gate: Gate) -> Registered:
         return promote(client, name, version, alias=gate.alias, metric=gate.metric, force=gate.force)
 
 
-def _find(client: Any, reference: str) -> Any:
+def find_version(client: Any, reference: str) -> Any:
+    """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` is now. Raises ValueError when there is none."""
     from mlflow.exceptions import MlflowException
 
     name, at, alias = reference.removeprefix("models:/").partition("@")

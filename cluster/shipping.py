@@ -13,7 +13,7 @@ from typing import Any
 from cluster.exporting import Trained, export_trained
 from cluster.models import PROGRAM, REGISTERED, build_trained, fetch, find_checkpoint
 from cluster.progress import say
-from cluster.promotion import Registered
+from cluster.promotion import Registered, check_model_name
 from cluster.proof import LEAST_COSINE, example
 from cluster.registration import LOGGED_AS, Gate, about, copy, register
 from cluster.runfolder import RunFolder, read_lines
@@ -59,6 +59,8 @@ def ship(reference: str, wish: Wish) -> dict[str, Any]:
     """
     if wish.register is None and (wish.alias or wish.force or wish.metric):
         raise ValueError("--alias, --metric and --force are for a version in the registry: give --register NAME with them")
+    if wish.register is not None:
+        check_model_name(wish.register)
     path = Path(reference).expanduser().absolute()
     if reference.startswith(REGISTERED) or (_RUN_ID.fullmatch(reference) and not path.exists()):
         return _from_mlflow(reference, wish)

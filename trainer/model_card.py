@@ -43,7 +43,7 @@ def model_card(card: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
 def _thresholds(thresholds: Mapping[str, Mapping[str, float]]) -> str:
     names = sorted({name for of_dim in thresholds.values() for name in of_dim})
     head = ["dim", *names]
-    rows = [[dim, *(f"{of_dim[name]:.4f}" for name in names)] for dim, of_dim in thresholds.items()]
+    rows = [[dim, *(f"{of_dim[name]:.4f}" if name in of_dim else "" for name in names)] for dim, of_dim in thresholds.items()]
     table = "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
     return (
         "Two images show the same thing when their cosine is at least this. `far_1e-3`: one in 1000 pairs of different things\n"

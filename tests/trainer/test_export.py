@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from pipelines.decode import decode
 from pipelines.geometry import place, whole
 from trainer.export import export_encoder, load_exported, parity
-from trainer.portable_model import column, preprocess
+from trainer.portable_model import Encoder, column, preprocess, to_int8
 
 SIZE = 24
 LIMIT = 1_000_000
@@ -64,7 +64,12 @@ def encoder() -> SmallEncoder:
 def folder(encoder: SmallEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "exported"
     card = {"name": "Small", "Data": {"classes": 3}, "Limits": ["toy"], "Note": "none"}
-    export_encoder(encoder, folder, image_size=SIZE, resize="crop", card=card)
+    thresholds = {8: {"far_1e-3": 0.6}, 16: {"far_1e-3": 0.5, "best_f1": -1.0}}
+    about = {"name": "small"}
+    done = export_encoder(
+        encoder, folder, image_size=SIZE, resize="crop", card=card, dims=[8], thresholds=thresholds, about=about
+    )
+    assert (done.runtime, done.why_torch) == ("onnx", None)
     return folder
 
 
@@ -105,6 +110,69 @@ def test_parity_sees_another_encoder(folder: Path, images: list[bytes]) -> None:
         parity(SmallEncoder(), load_exported(folder), images, lambda d: torch.from_numpy(preprocess(d, SIZE, "crop", LIMIT)))
         < 0.99
     )
+
+
+def test_vectors_are_cut_only_to_lengths_that_were_trained_for(folder: Path, images: list[bytes]) -> None:
+    exported = load_exported(folder)
+    whole, short = exported(images), exported(images, dim=8)  # type: ignore[call-arg]
+    np.testing.assert_allclose(short, whole[:, :8] / np.linalg.norm(whole[:, :8], axis=1, keepdims=True), rtol=1e-6)
+    for dim in (0, 7, 17):
+        with pytest.raises(ValueError, match=rf"dim {dim} is none of the lengths that this model was trained for: 8, 16$"):
+            exported(images, dim=dim)  # type: ignore[call-arg]
+
+
+def test_small_integers_keep_the_cosines(folder: Path, images: list[bytes]) -> None:
+    vectors = load_exported(folder)(images)
+    codes = to_int8(vectors)
+    assert codes.dtype == np.int8
+    again = codes.astype(np.float32) / 127
+    np.testing.assert_allclose(again @ again.T, vectors @ vectors.T, atol=0.02)
+
+
+def test_match_is_the_cosine_against_the_threshold_of_that_length(folder: Path, images: list[bytes]) -> None:
+    encoder = Encoder(folder)
+    black, white = (encoded(Image.new("RGB", (20, 20), colour)) for colour in ("black", "white"))
+    for dim, at in ((None, "far_1e-3"), (8, "far_1e-3"), (None, "best_f1")):
+        a, b = encoder([images[0], black], dim=dim), encoder([images[0], white], dim=dim)
+        limit = encoder.thresholds[dim or 16][at]
+        expected = (a * b).sum(1) >= limit
+        np.testing.assert_array_equal(encoder.match([images[0], black], [images[0], white], at=at, dim=dim), expected)
+    assert encoder.match(images[0], images[0]).tolist() == [True]
+    with pytest.raises(ValueError, match="no match threshold 'best_f1'; it has far_1e-3"):
+        encoder.match(images[0], images[1], at="best_f1", dim=8)
+    with pytest.raises(ValueError, match="got 1 and 2"):
+        encoder.match(images[0], images[:2])
+
+
+def test_without_onnx_it_runs_with_torch_and_says_why(
+    encoder: SmallEncoder, folder: Path, images: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.onnx_program.NEEDED", ("onnx", "nothing_of_this_name"))
+    done = export_encoder(encoder, tmp_path / "a", image_size=SIZE, resize="crop", card={})
+    assert done.runtime == "torch"
+    assert done.why_torch == "nothing_of_this_name is not installed (pip install 'nearfar[onnx]')"
+    assert not list((tmp_path / "a").glob("*.onnx*"))
+    assert "runs with | torch" in (tmp_path / "a" / "MODEL_CARD.md").read_text()
+    with pytest.raises(ValueError, match="it was exported without an evaluation set"):
+        Encoder(tmp_path / "a").match(images[0], images[1])
+    np.testing.assert_allclose(load_exported(tmp_path / "a")(images), load_exported(folder)(images), atol=1e-5)
+
+
+def test_an_operation_that_onnx_does_not_have_is_no_obstacle(tmp_path: Path, images: list[bytes]) -> None:
+    class Odd(SmallEncoder):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.special.bessel_j0(super().forward(images))
+
+    done = export_encoder(Odd(), tmp_path / "odd", image_size=SIZE, resize="crop", card={})
+    assert done.runtime == "torch"
+    assert done.why_torch is not None
+    assert done.why_torch.startswith("ONNX cannot express the encoder: ")
+    assert load_exported(tmp_path / "odd")(images).shape == (7, 16)
+
+
+def test_nothing_in_the_folder_names_a_path_of_this_machine(folder: Path) -> None:
+    here = str(Path(__file__).parents[2]).encode()
+    assert not [path.name for path in folder.iterdir() if here in path.read_bytes()]
 
 
 MODES: dict[str, Callable[[Image.Image], bytes]] = {
@@ -184,6 +252,7 @@ def test_bytes_paths_and_base64_are_the_same_image(folder: Path, images: list[by
     [
         (b"", "row 1 is not an image"),
         (b"no image at all", "row 1 is not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "row 1 is not an image"),
         (encoded(smooth())[:200], "row 1 is not a readable image"),
         (encoded(smooth(), "JPEG")[:400], "row 1 is not a readable image: .*(?i:truncated)"),
         (encoded(Image.new("1", (11_000, 10_000))), "row 1 .* 11000 x 10000 is more than 100000000 pixels"),
@@ -220,7 +289,7 @@ def test_the_folder_loads_without_nearfar_and_without_mlflow(folder: Path, image
     (tmp_path / "a.png").write_bytes(images[0])
     code = """
 import json, sys
-sys.modules.update(dict.fromkeys(["trainer", "configs", "pipelines", "cluster", "pandas"]))
+sys.modules.update(dict.fromkeys(["trainer", "configs", "pipelines", "cluster", "pandas", "torch"]))
 sys.path.insert(0, sys.argv[1])
 from model import Encoder
 assert "mlflow" not in sys.modules

@@ -64,7 +64,8 @@ def test_every_weight_that_learns_gets_a_gradient_also_with_checkpointing(vit: P
 
 def test_the_export_is_the_encoder_and_knows_its_preprocessing(vit: Path, tmp_path: Path) -> None:
     encoder = encoder_of(vit, dim=4)
-    export_encoder(encoder, tmp_path / "export", image_size=SIZE, resize="squash", card={"Encoder": encoder.about})
+    done = export_encoder(encoder, tmp_path / "export", image_size=SIZE, resize="squash", card={"Encoder": encoder.about})
+    assert done.runtime == "onnx", done.why_torch
     pixels = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
@@ -96,6 +97,12 @@ def test_a_folder_of_timm_gives_its_weights(tmp_path: Path) -> None:
     encoder: Any = build_encoder(Encoder.model_validate(part), 32)
     assert torch.equal(encoder.model.conv1.weight, model.conv1.weight)
     assert encoder.about["licence of the weights"] == "mit"
+    done = export_encoder(encoder, tmp_path / "export", image_size=32, resize="squash", card={})
+    assert done.runtime == "onnx", done.why_torch
+    pixels = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(buffer, "PNG")
+    assert parity(encoder, load_exported(tmp_path / "export"), [buffer.getvalue()] * 3, lambda _: pixels) > 0.99999
 
 
 @pytest.mark.parametrize(
