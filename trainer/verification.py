@@ -19,7 +19,8 @@ def match_thresholds(vectors: Tensor, group: Tensor) -> dict[str, float]:
         raise ValueError("telling pairs apart takes pairs of the same thing and pairs of different things")
     true, false = (counts.flip(0).cumsum(0).flip(0) for counts in (same, different))  # accepted from each bin on
     f1 = 2 * true / (true + false + same.sum())
-    at = {"far_1e-3": int((false <= 1e-3 * different.sum()).nonzero()[0]), "best_f1": int(f1.argmax())}
+    none = false.new_zeros(1)  # beyond the last bin
+    at = {"far_1e-3": int((torch.cat([false, none]) <= 1e-3 * different.sum()).nonzero()[0]), "best_f1": int(f1.argmax())}
     return {name: index * 2 / BINS - 1 for name, index in at.items()}
 
 

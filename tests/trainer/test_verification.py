@@ -27,6 +27,11 @@ def test_thresholds_are_those_of_all_pairs() -> None:
     assert f1(found["best_f1"]) == pytest.approx(max(f1(t) for t in score.tolist()[::7]), abs=2e-3)
 
 
+def test_nothing_is_accepted_where_different_things_look_the_same() -> None:
+    vectors = F.normalize(torch.ones(4, 3), dim=1)
+    assert match_thresholds(vectors, torch.tensor([0, 0, 1, 1]))["far_1e-3"] == 1.0
+
+
 @pytest.mark.parametrize("group", [[0, 1, 2], [0, 0, 0]])
 def test_pairs_of_one_sort_tell_nothing(group: list[int]) -> None:
     with pytest.raises(ValueError, match="pairs of the same thing and pairs of different things"):
