@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cluster.description import DatasetRef
-from cluster.models import PROGRAM, REGISTERED, find_checkpoint
+from cluster.models import PROGRAM, REGISTERED, find_checkpoint, in_mlflow
 from cluster.registration import find_version
 from cluster.spool import ILLEGAL, Position
 from cluster.store import experiment_id, fluent, open_client, redact, tracking_uri
 from configs.schema import Tracking
 from pipelines.manifest import Manifest
 
-_RUN_ID = re.compile(r"[0-9a-f]{32}")
 MOST = 1000  # metrics that MLflow takes at once
 
 
@@ -61,7 +59,7 @@ def log_evaluation(model: str, shards: str, result: Mapping[str, Any], *, uri: s
 def _parent(model: str, uri: str | None) -> tuple[str | None, str, Path]:
     """The run that trained `model`, where it is known; MLflow's address, and the folder of storage."""
     path = Path(model).expanduser().absolute()
-    if model.startswith(REGISTERED) or (_RUN_ID.fullmatch(model) and not path.exists()):
+    if in_mlflow(model):
         address = tracking_uri(Tracking(uri=uri), Path("runs"))
         return _run_of_version(model, address) if model.startswith(REGISTERED) else model, address, Path("runs")
     if (path / PROGRAM).exists():

@@ -48,13 +48,19 @@ def open_model(reference: str, *, uri: str | None = None, device: torch.device |
     Raises ValueError that says what is not there.
     """
     path = Path(reference).expanduser().absolute()
-    if reference.startswith(REGISTERED) or (_RUN_ID.fullmatch(reference) and not path.exists()):
+    if in_mlflow(reference):
         folder, origin = fetch(reference, tracking_uri(Tracking(uri=uri), Path("runs")))
         return _exported(folder, origin, device)
     if (path / PROGRAM).exists():
         return _exported(path, str(path), device)
     run, saved = find_checkpoint(path)
     return _trained(run, saved, device)
+
+
+def in_mlflow(reference: str) -> bool:
+    """Whether it names a registered model or an MLflow run, and nothing on this machine's disk."""
+    is_run = _RUN_ID.fullmatch(reference) is not None and not Path(reference).exists()
+    return is_run or reference.startswith(REGISTERED)
 
 
 def find_checkpoint(path: Path) -> tuple[RunFolder, Saved]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.exporting import Trained, export_trained
-from cluster.models import PROGRAM, REGISTERED, build_trained, fetch, find_checkpoint
+from cluster.models import PROGRAM, REGISTERED, build_trained, fetch, find_checkpoint, in_mlflow
 from cluster.progress import say
 from cluster.promotion import Registered, check_model_name
 from cluster.proof import LEAST_COSINE, example
@@ -22,8 +21,6 @@ from cluster.store import experiment_id, open_client, redact, tracking_uri
 from configs.schema import Tracking
 from trainer.checkpoints import Saved
 from trainer.export import SETTINGS, load_exported
-
-_RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +42,7 @@ class Ready:
 
     folder: Path
     uri: str
-    run_id: str | None  # of MLflow, where the model is of such a run
+    run_id: str | None  # of MLflow, where it is known; it may lie on another server
     image: bytes
     verify: Callable[[Any], None]
     why_torch: str | None = None
@@ -62,7 +59,7 @@ def ship(reference: str, wish: Wish) -> dict[str, Any]:
     if wish.register is not None:
         check_model_name(wish.register)
     path = Path(reference).expanduser().absolute()
-    if reference.startswith(REGISTERED) or (_RUN_ID.fullmatch(reference) and not path.exists()):
+    if in_mlflow(reference):
         return _from_mlflow(reference, wish)
     if (path / PROGRAM).exists():
         ready = _from_folder(path, wish, tracking_uri(Tracking(uri=wish.uri), Path("runs")), None)
@@ -78,14 +75,8 @@ def _from_run(run: RunFolder, saved: Saved, wish: Wish, *, newest: bool) -> Read
     trained = Trained(build_trained(config, saved), saved.step, _measured(run, saved))
     done, proof = export_trained(config, run, trained, out, onnx=wish.onnx)
     uri = tracking_uri(config.tracking.model_copy(update={"uri": wish.uri or config.tracking.uri}), run.path.parent)
-    return Ready(
-        out,
-        uri,
-        Position.read(run.path / "tracking.json").run_id if wish.uri is None else None,
-        proof.images[0],
-        lambda loaded: proof.check(loaded.predict),
-        done.why_torch,
-    )
+    known = Position.read(run.path / "tracking.json").run_id
+    return Ready(out, uri, known, proof.images[0], lambda loaded: proof.check(loaded.predict), done.why_torch)
 
 
 def _measured(run: RunFolder, saved: Saved) -> dict[str, float]:

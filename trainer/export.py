@@ -43,7 +43,6 @@ class FromBytes(nn.Module):
 class Exported:
     """What was written: `runtime` onnx, or torch and then `why_torch`."""
 
-    folder: Path
     runtime: Literal["onnx", "torch"]
     why_torch: str | None
 
@@ -99,7 +98,7 @@ def export_encoder(
         raise RuntimeError(f"the encoder could not be written to {folder}: {error}") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    return Exported(folder, "onnx" if why is None else "torch", why)
+    return Exported("onnx" if why is None else "torch", why)
 
 
 def _onnx(program: torch.export.ExportedProgram, path: Path) -> tuple[int | None, str | None]:
