@@ -31,11 +31,12 @@ def conclude(config: RunConfig, folder: RunFolder, facts: Facts, tracker: Tracke
     say("exporting the encoder")
     encoder = trained_encoder(config, folder)
     before, after = _metrics(folder)
-    gallery = Gallery(config, encoder) if config.data.eval is not None else None
+    gallery = Gallery(config, encoder) if config.data.eval is not None and config.finish.report else None
     steps = _last_step(folder)
     known = gallery is not None and not gallery.manifest.vector_dim
     seen = (gallery.found.vectors, gallery.found.group) if gallery is not None and known else None
-    _, proof = export_trained(config, folder, Trained(encoder, steps, after), folder.export, seen=seen)
+    done = Trained(encoder, steps, after)
+    _, proof = export_trained(config, folder, done, folder.export, seen=seen, onnx=config.finish.onnx)
     registered = None
     if config.tracking.register_as is not None and tracker is not None:
         registered = _register(config, folder, tracker, proof)
@@ -55,7 +56,7 @@ def conclude(config: RunConfig, folder: RunFolder, facts: Facts, tracker: Tracke
         "promoted": None if registered is None else registered.promoted,
         "tracking_uri": redact(tracking_uri(config.tracking, folder.path.parent)),
     }
-    result["report"] = str(report(config, folder, result, gallery))
+    result["report"] = str(report(config, folder, result, gallery)) if config.finish.report else None
     if gallery is not None:
         gallery.close()
     folder.write_result(result)
@@ -77,7 +78,8 @@ def describe(result: dict[str, Any]) -> str:
         lines.append(f"model       {result['model']}{kept}")
     if result.get("weights") is not None:
         lines.append(f"weights     {result['weights']}")
-    lines.append(f"report      {result['report']}")
+    if result["report"] is not None:
+        lines.append(f"report      {result['report']}")
     return "\n".join(lines)
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "EarlyStop",
     "Encoder",
     "Evaluate",
+    "Finish",
     "Optim",
     "Part",
     "Promote",
@@ -100,6 +101,13 @@ class Tracking(Section):
     model_config = ConfigDict(populate_by_name=True)
 
 
+class Finish(Section):
+    """What a run leaves behind besides its metrics and its exported encoder."""
+
+    report: bool = Field(True, description="the HTML report; `nearfar report RUN` writes it later, too")
+    onnx: bool = Field(True, description="an export that runs without torch; `nearfar export RUN` makes one later, too")
+
+
 class RunConfig(Section):
     """Everything that decides what a run computes, and where it runs."""
 
@@ -113,6 +121,7 @@ class RunConfig(Section):
     evaluate: Evaluate = Evaluate()
     cluster: Cluster = Cluster()
     tracking: Tracking = Tracking()
+    finish: Finish = Finish()
 
     @field_validator("loss", mode="before")
     @classmethod

@@ -19,6 +19,7 @@ from cluster.runfolder import read_lines
 ROOT = Path(__file__).parents[1]
 PACE = ("time", "train/images_per_s", "train/wait_share", "train/checkpoint_wait_s", "train/log_s")
 MACHINE = ("loader/", "system/")
+QUICK = ("finish.report=false", "finish.onnx=false")  # for runs of which only the training matters
 PATIENCE_S = 600  # acceptance runs share their machine
 
 
@@ -33,7 +34,7 @@ def start(
 ) -> subprocess.Popen[str]:
     """In a process group of its own, with so many threads inside of operations. `ctrl_c`: what its starter did with SIGINT."""
     flags = [*(["--local"] if local else []), *(["--resume"] if resume else [])]
-    pairs = [part for setting in (f"name={name}", *settings) for part in ("--set", setting)]
+    pairs = [part for setting in (f"name={name}", *QUICK, *settings) for part in ("--set", setting)]
     return subprocess.Popen(
         [sys.executable, "-m", "cluster.cli", "train", str(config), "--json", *flags, *pairs],
         cwd=ROOT,

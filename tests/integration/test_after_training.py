@@ -24,6 +24,9 @@ from tests.conftest import CONFIG, Answer
 from tests.runs import train
 from trainer.export import load_exported
 
+pytestmark = pytest.mark.acceptance
+WHOLE = ("finish.report=true", "finish.onnx=true")
+
 
 @pytest.fixture(scope="module")
 def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
@@ -32,7 +35,7 @@ def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     config = folder / "run.yaml"
     config.write_text(CONFIG.format(name="small", shards=digits, storage=folder / "runs"))
     settings = ("train.steps=12", "train.checkpoint_every=4", "train.evaluate_every=6", "optim.warmup_steps=2")
-    result = train(config, "small", *settings, "cluster.workers=1", "tracking.register=digits", "train.precision=fp32")
+    result = train(config, "small", *settings, "cluster.workers=1", "tracking.register=digits", "train.precision=fp32", *WHOLE)
     return RunFolder(Path(result["run"]))
 
 

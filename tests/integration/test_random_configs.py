@@ -21,8 +21,16 @@ from tests.conftest import Answer
 Nearfar = Callable[..., Answer]
 RAW = re.compile(r"validation error|pydantic|input_value|Traceback|object at 0x|size mismatch|enforce fail")
 MOST_S, MOST_BYTES, MOST_SIGNS = 30, 3 * 2**30, 3000
-SAMPLE, TRAINED = 3, 40  # every so many are checked and trained by `make test`, all by `make acceptance`
-QUICK = ("train.steps=2", "train.epochs=null", "optim.warmup_steps=0", "cluster.workers=1", "tracking.enabled=false")
+SAMPLE, TRAINED = 5, 50  # every so many are checked and trained by `make test`, all by `make acceptance`
+QUICK = (
+    "finish.report=false",
+    "finish.onnx=false",
+    "train.steps=2",
+    "train.epochs=null",
+    "optim.warmup_steps=0",
+    "cluster.workers=1",
+    "tracking.enabled=false",
+)
 BAD = [(bad_config, seed) for seed in range(NUM_BAD)]
 CHANGED = [(changed_config, seed) for seed in range(NUM_CHANGED)]
 

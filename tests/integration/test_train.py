@@ -17,21 +17,23 @@ import pytest
 import torch
 
 from cluster.runfolder import read_lines
+from tests.runs import QUICK
 
 ROOT = Path(__file__).parents[2]
 
 
-def train(config: Path, name: str, *arguments: str) -> dict[str, Any]:
-    """`nearfar train` as its own process; the result that --json prints."""
-    done = start(config, name, "--json", *arguments)
+def train(config: Path, name: str, *arguments: str, whole: bool = False) -> dict[str, Any]:
+    """`nearfar train` as its own process, `whole` with report and ONNX; the result that --json prints."""
+    done = start(config, name, "--json", *arguments, whole=whole)
     out, err = done.communicate(timeout=300)
     assert done.returncode == 0, err
     found: dict[str, Any] = json.loads(out)
     return found
 
 
-def start(config: Path, name: str, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "cluster.cli", "train", str(config), "--set", f"name={name}", *arguments]
+def start(config: Path, name: str, *arguments: str, whole: bool = False) -> subprocess.Popen[str]:
+    quick = [] if whole else [part for setting in QUICK for part in ("--set", setting)]
+    command = [sys.executable, "-m", "cluster.cli", "train", str(config), "--set", f"name={name}", *quick, *arguments]
     # A shell that runs the tests in the background has Ctrl-C ignored, and children inherit that.
     undo = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=undo)
@@ -53,7 +55,7 @@ def reference(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     config = folder / "run.yaml"
     config.write_text(CONFIG.format(name="small", shards=digits, storage=folder / "runs"))
     settings = ["--set", "cluster.workers=1", "--set", "data.threads=1", "--set", "tracking.register=digits"]
-    return config, train(config, "one", "--local", *settings)
+    return config, train(config, "one", "--local", *settings, whole=True)
 
 
 def test_the_log_tells_what_the_loader_did(reference: tuple[Path, dict[str, Any]]) -> None:
