@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trainer.protocol import Protocol
 
-LIMIT = 20_000_000  # pairs: up to so many all are looked at, beyond it a sample
+LIMIT = 10_000_000  # pairs: up to so many all are looked at, beyond it a sample
 SAMPLE = LIMIT // 2  # of the pairs of either sort
 AT_ONCE = 2**21  # numbers of pairs in memory
 Pick = Callable[[Tensor], tuple[Tensor, Tensor]]  # numbers [n] -> queries [n], rows of the gallery [n]

@@ -1,4 +1,4 @@
-"""What is measured: forward and backward of a loss, ours and others', ready to be called."""
+"""What is measured: forward and backward of a loss, ours and others', searches and evaluations, ready to be called."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from configs import registry
+from configs.evaluation import expand
 from trainer.distance import Distance
 from trainer.engine import Candidates, Pass, Settings, Sums
+from trainer.evaluate import Embedded
 from trainer.family import Joined
 from trainer.ids import Ids
+from trainer.measurement import measure
+from trainer.neighbours import Gallery, Hidden
 from trainer.objective import Objective, build_objective
 from trainer.rows import RowLoss, Rows, Terms
 
@@ -158,3 +162,23 @@ def one_rank(loss: dict[str, Any], world: int, size: int) -> Case:
         return float(sums.numbers[0] / sums.numbers[1])
 
     return run
+
+
+def nearest(size: int, queries: int, k: int, dim: int = 128) -> Callable[[], Tensor]:
+    """The first `queries` of vectors [size, dim] searched among all others: rows of the k nearest [queries, k]."""
+    x = F.normalize(torch.randn(size, dim, generator=torch.Generator().manual_seed(size)))
+    gallery = Gallery(x)
+
+    def run() -> Tensor:
+        blocks = torch.split(torch.arange(min(queries, size)), gallery.rows(k))
+        return torch.cat([gallery.nearest(x[rows], k, Hidden(own=rows)).row for rows in blocks])
+
+    return run
+
+
+def evaluation(size: int, families: list[str], dim: int = 128) -> Case:
+    """The metrics of noisy classes of PER_CLASS, with intervals."""
+    x, group = batch(size)
+    row = torch.arange(size)
+    found = Embedded(F.normalize(x[:, :dim]), group, torch.stack([row * 0, row, row * 0], dim=1))
+    return lambda: float(len(measure(found, expand(families), resamples=1000).values))
