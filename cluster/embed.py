@@ -6,14 +6,14 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.embed_worker import Job, embed_span
+from cluster.embed_worker import Job, Part, embed_span
 from cluster.embeddings import VERSION, Embeddings, Parts
 from cluster.models import Model, open_model
 from cluster.packing import Interrupted
@@ -22,7 +22,7 @@ from cluster.store import redact, tracking_uri
 from cluster.weights import weights_digest
 from configs.schema import Tracking
 from pipelines.folders import explain_full, make_folder, sync
-from pipelines.image_set import ImageSet
+from pipelines.image_set import ImageSet, Span
 from pipelines.images import open_images
 from pipelines.parallel import in_process, process_map
 from pipelines.remote import is_url
@@ -31,7 +31,7 @@ from pipelines.work import partial_folder, work_folder
 RECORDS_A_SPAN = 2048  # what a kill costs a worker at most
 ROW_BYTES = 100  # of a row beside its vector, about
 
-Run = Any  # spans -> parts, in any order: Callable[[Iterable[Span]], Generator[Part, None, None]]
+Run = Callable[[Iterable[Span]], Generator[Part, None, None]]  # parts may come in any order
 
 
 @dataclass(frozen=True, slots=True)

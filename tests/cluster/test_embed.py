@@ -318,5 +318,16 @@ def test_fifty_thousand_images_survive_kills(model: Path, many: Path, tmp_path: 
     assert difference < 1e-6
 
 
+@pytest.mark.acceptance
+def test_what_goes_wrong_on_ray_is_one_message(model: Path, source: Path, tmp_path: Path) -> None:
+    pack(source, tmp_path / "shards")
+    Manifest.open(tmp_path / "shards").shard_path(0).unlink()
+    process = start(model, tmp_path / "shards", tmp_path / "v.parquet")
+    error = process.communicate(timeout=300)[1]
+    assert process.returncode == 2
+    assert "Traceback" not in error
+    assert error.strip().splitlines()[-1].startswith("nearfar: cannot open the shard")
+
+
 def vectors(out: Path) -> Iterator[tuple[int, np.ndarray]]:
     return Embeddings(out).vectors()
