@@ -6,23 +6,23 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.embed_worker import Job, embed_span
+from cluster.embed_worker import Job, Part, embed_span
 from cluster.embeddings import VERSION, Embeddings, Parts
 from cluster.models import Model, open_model
 from cluster.packing import Interrupted
 from cluster.progress import bar, say
-from cluster.store import tracking_uri
+from cluster.store import redact, tracking_uri
 from cluster.weights import weights_digest
 from configs.schema import Tracking
 from pipelines.folders import explain_full, make_folder, sync
-from pipelines.image_set import ImageSet
+from pipelines.image_set import ImageSet, Span
 from pipelines.images import open_images
 from pipelines.parallel import in_process, process_map
 from pipelines.remote import is_url
@@ -31,7 +31,7 @@ from pipelines.work import partial_folder, work_folder
 RECORDS_A_SPAN = 2048  # what a kill costs a worker at most
 ROW_BYTES = 100  # of a row beside its vector, about
 
-Run = Any  # spans -> parts, in any order: Callable[[Iterable[Span]], Generator[Part, None, None]]
+Run = Callable[[Iterable[Span]], Generator[Part, None, None]]  # parts may come in any order
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,8 @@ def embed(model: str, source: str, out: Path, *, place: Place, batch: int = 256,
     disk is full, Ray cannot be reached or a store does not answer; Interrupted at Ctrl-C.
     """
     _require_file(out)
+    if place.local and place.gpus_per_worker and (place.workers or 1) > 1:
+        raise ValueError("--local with several --workers computes on CPUs; for several GPUs leave --local out")
     reference, uri = _absolute(model), tracking_uri(Tracking(), Path("runs"))
     opened = open_model(reference, uri=uri)
     dim = _checked(dim, opened)
@@ -63,7 +65,8 @@ def embed(model: str, source: str, out: Path, *, place: Place, batch: int = 256,
         return before
     _require_space(out, images, dim)
     make_folder(out.absolute().parent, exist_ok=True)
-    plan = {**{name: about[name] for name in ("model", "weights", "batch", "dim")}, "source": images.digest}
+    plan = {name: about[name] for name in ("model", "weights", "batch", "dim")}
+    plan |= {"source": images.digest, "span": RECORDS_A_SPAN}
     try:
         with work_folder(out.absolute(), plan) as folder:
             return _embed(job, images, out, folder, place, about)
@@ -85,15 +88,13 @@ def _embed(job: Job, images: ImageSet, out: Path, folder: Path, place: Place, ab
     spans = (images.span(n, starts[n], min(starts[n] + RECORDS_A_SPAN, images.num_records)) for n in todo)
     resumed = parts.count()
     done, began, ended = resumed, time.time(), time.time()
-    with bar("embedding", "images") as report:
+    with bar("embedding", "images") as report, _running(job, place, len(todo)) as run:
         report(done, images.num_images)
-        if todo:
-            with _running(job, place, len(todo)) as run:
-                for number, part in enumerate(run(spans)):
-                    parts.add(part)
-                    began = part.began if number == 0 else min(began, part.began)
-                    done, ended = done + part.images, time.time()
-                    report(done, max(done, images.num_images) if number < len(todo) - 1 else done)
+        for number, part in enumerate(run(spans), 1):
+            parts.add(part)
+            began = part.began if number == 1 else min(began, part.began)
+            done, ended = done + part.images, time.time()
+            report(done, max(done, images.num_images) if number < len(todo) else done)
     rows, rejected = parts.join(len(starts), folder / "made.parquet", job.dim, about)
     _publish(folder, out, rejected)
     speed = (done - resumed) / (ended - began) if done > resumed else None
@@ -117,29 +118,21 @@ def _publish(folder: Path, out: Path, rejected: list[dict[str, Any]]) -> None:
 
 @contextmanager
 def _running(job: Job, place: Place, most: int) -> Iterator[Run]:
-    """A map of spans to parts. `most`: spans there are to do."""
-    if not place.local:
+    """A map of spans to parts. `most`: spans there are to do; for none nothing is started."""
+    if most and not place.local:
         from cluster.embed_ray import ray_embedder
 
         with ray_embedder(job, place.address, place.workers, place.gpus_per_worker, most) as run:
             yield run
         return
     workers = min(place.workers or 1, most)
-    if workers == 1:
-        alone = _with(job, threads=2, torch_threads=None, gpu=place.gpus_per_worker > 0)
+    if workers <= 1:
+        alone = replace(job, threads=2, torch_threads=None, gpu=place.gpus_per_worker > 0)
         yield partial(in_process, partial(embed_span, alone))
         return
-    if place.gpus_per_worker:
-        raise ValueError("--local with several --workers computes on CPUs; for several GPUs leave --local out")
     cores = max(1, (os.cpu_count() or 1) // workers)
-    one = _with(job, threads=cores, torch_threads=cores, gpu=False)
+    one = replace(job, threads=cores, torch_threads=cores, gpu=False)
     yield partial(process_map(workers), partial(embed_span, one))
-
-
-def _with(job: Job, **changes: Any) -> Job:
-    from dataclasses import replace
-
-    return replace(job, **changes)
 
 
 def _absolute(model: str) -> str:
@@ -176,7 +169,8 @@ def _about(job: Job, model: Model, images: ImageSet) -> dict[str, Any]:
         "version": VERSION,
         "model": model.origin,
         "reference": job.model,
-        "uri": job.uri if "://" in job.model or not os.path.exists(job.model) else None,
+        # A registry's, but for one with a password in it: whoever gets the file must not get that.
+        "uri": None if os.path.exists(job.model) or redact(job.uri) != job.uri else job.uri,
         "weights": job.weights,
         "dim": job.dim,
         "batch": job.batch,

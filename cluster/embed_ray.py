@@ -52,19 +52,26 @@ def ray_embedder(
 
 
 class Actor:
-    """An Embedder that Ray Data can call."""
+    """An Embedder that Ray Data can call. What goes wrong comes back like a part: Ray would tell of it at length."""
 
     def __init__(self, job: Job) -> None:
-        self._embedder = Embedder(job)
+        self._job = job
+        self._embedder: Embedder | None = None
 
     def __call__(self, batch: Any) -> dict[str, list[bytes]]:
-        spans = map(pickle.loads, batch["span"].to_pylist())
-        return {"part": [pickle.dumps(self._embedder(span)) for span in spans]}
+        return {"part": [pickle.dumps(self._try(pickle.loads(span))) for span in batch["span"].to_pylist()]}
+
+    def _try(self, span: Span) -> Part | Exception:
+        try:
+            self._embedder = self._embedder or Embedder(self._job)
+            return self._embedder(span)
+        except (ValueError, RuntimeError, OSError) as error:
+            return error
 
 
 def _embed(job: Job, spans: Iterable[Span], workers: int, cpus: int, gpus: float) -> Generator[Part, None, None]:
     import ray
-    from ray.exceptions import RayError, RayTaskError
+    from ray.exceptions import RayError
 
     left = iter(spans)
     while some := [{"span": pickle.dumps(span)} for span in islice(left, SPANS_AT_ONCE)]:
@@ -74,9 +81,10 @@ def _embed(job: Job, spans: Iterable[Span], workers: int, cpus: int, gpus: float
         parts = data.map_batches(Actor, batch_size=1, batch_format="pyarrow", **options)
         try:
             for row in parts.iter_rows():
-                yield pickle.loads(row["part"])
-        except RayTaskError as error:
-            raise error.cause or RuntimeError(str(error)) from None
+                found = pickle.loads(row["part"])
+                if isinstance(found, Exception):
+                    raise found
+                yield found
         except RayError as error:
             raise RuntimeError(f"a worker was lost: {str(error).strip().splitlines()[0]}") from error
 

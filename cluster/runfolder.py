@@ -1,7 +1,7 @@
 """The folder of a run: the one place where workers, driver and tools meet.
 
-config.yaml  metrics.jsonl  attempts.jsonl  quarantine.jsonl  hashes.jsonl  stacks/  checkpoints/
-init.safetensors  export/  report/  result.json  tracking.json  description.json
+config.yaml  metrics.jsonl  attempts.jsonl  quarantine.jsonl  leakage.json  hashes.jsonl  stacks/
+checkpoints/  init.safetensors  export/  report/  result.json  tracking.json  description.json
 """
 
 from __future__ import annotations

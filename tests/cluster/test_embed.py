@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet
 import pytest
-import simplejpeg
 import torch
 
 from cluster import embed as embedding
@@ -27,7 +25,7 @@ from pipelines.manifest import Manifest
 from pipelines.pack import pack
 from pipelines.stream import evaluation_batches
 from pipelines.vectors import encode_vectors
-from tests.cluster.encoders import DIM, export_small
+from tests.cluster.encoders import DIM, pack_many
 from tests.conftest import Answer
 from tests.pipelines.conftest import fill_classes, paint
 from tests.runs import ROOT
@@ -37,9 +35,9 @@ from trainer.evaluate import embed as evaluation_loop
 Nearfar = Callable[..., Answer]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_small(tmp_path_factory.mktemp("model") / "export")
+@pytest.fixture
+def model(small_model: Path) -> Path:
+    return small_model
 
 
 @pytest.fixture(scope="module")
@@ -179,15 +177,15 @@ def test_a_stopped_call_goes_on_to_the_same_bytes(
 
 
 def test_another_model_source_or_option_is_refused_with_what_differs(
-    nearfar: Nearfar, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nearfar: Nearfar, model: Path, other_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, out = fill_classes(tmp_path / "images", {"a": 40}), tmp_path / "v.parquet"
     monkeypatch.setattr(embedding.Parts, "join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert nearfar("embed", model, source, out, "--local").code == 130
     monkeypatch.undo()
-    other = export_small(tmp_path / "other", seed=1)
+    monkeypatch.setattr(embedding, "RECORDS_A_SPAN", 16)
     for arguments, told in (
-        ((other, source, out), "weights: "),
+        ((other_model, source, out), "weights: "),
         ((model, source, out, "--batch", 5), "batch: 256 then, 5 now"),
         ((model, source, out, "--dim", 4), "dim: 8 then, 4 now"),
     ):
@@ -196,10 +194,9 @@ def test_another_model_source_or_option_is_refused_with_what_differs(
         assert told in answer.err
     paint(99).save(source / "a" / "new.png")
     assert "before the source changed" in nearfar("embed", model, source, out, "--local").err
-    monkeypatch.setattr(embedding, "RECORDS_A_SPAN", 16)
     (source / "a" / "new.png").unlink()
     assert nearfar("embed", model, source, out, "--local").code == 0
-    for arguments, told in (((other, source), "weights: "), ((model, source, "--dim", 4), "dim: 8 there, 4 now")):
+    for arguments, told in (((other_model, source), "weights: "), ((model, source, "--dim", 4), "dim: 8 there, 4 now")):
         answer = nearfar("embed", *arguments[:2], out, *arguments[2:], "--local")
         assert answer.code == 2
         assert told in answer.err
@@ -223,6 +220,7 @@ def test_fewer_numbers_are_the_first_ones_with_length_1(nearfar: Nearfar, model:
         (("MODEL", "EMPTY", "v.parquet"), "no image in"),
         (("nothing", "SOURCE", "v.parquet"), "no run folder, checkpoint or exported encoder"),
         (("MODEL", "SOURCE", "v.parquet", "--address", "ray://x:1"), "exclude each other"),
+        (("MODEL", "SOURCE", "v.parquet", "--workers", "2", "--gpus-per-worker", "1"), "leave --local out"),
     ],
 )
 def test_mistakes_are_told(
@@ -268,15 +266,7 @@ COUNT = 50_000
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """50,000 different JPEGs of 16 pixels in shards."""
-    folder = tmp_path_factory.mktemp("many")
-    rng = np.random.default_rng(0)
-    blocks = rng.integers(0, 256, (COUNT, 2, 2, 3), dtype=np.uint8).repeat(8, axis=1).repeat(8, axis=2)
-    files = [simplejpeg.encode_jpeg(pixels, quality=85) for pixels in blocks]
-    labels = [f"c{number // 4}" for number in range(COUNT)]
-    pyarrow.parquet.write_table(pa.table({"image": files, "label": labels}), folder / "table.parquet", row_group_size=5000)
-    pack(folder / "table.parquet", folder / "shards", max_shard_records=9999)
-    return folder / "shards"
+    return pack_many(tmp_path_factory.mktemp("many"), COUNT, side=16)
 
 
 def start(model: Path, source: Path, out: Path, *options: str) -> subprocess.Popen[str]:
@@ -326,6 +316,17 @@ def test_fifty_thousand_images_survive_kills(model: Path, many: Path, tmp_path: 
     print(f"killed on Ray and undisturbed without: {'the same bytes' if same else f'largest difference {difference:.1e}'}")
     print(f"images/s: {result['images_per_s']} on Ray, {json.loads(undisturbed)['images_per_s']} without")
     assert difference < 1e-6
+
+
+@pytest.mark.acceptance
+def test_what_goes_wrong_on_ray_is_one_message(model: Path, source: Path, tmp_path: Path) -> None:
+    pack(source, tmp_path / "shards")
+    Manifest.open(tmp_path / "shards").shard_path(0).unlink()
+    process = start(model, tmp_path / "shards", tmp_path / "v.parquet")
+    error = process.communicate(timeout=300)[1]
+    assert process.returncode == 2
+    assert "Traceback" not in error
+    assert error.strip().splitlines()[-1].startswith("nearfar: cannot open the shard")
 
 
 def vectors(out: Path) -> Iterator[tuple[int, np.ndarray]]:
