@@ -26,7 +26,7 @@ def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluate")
     (folder / "run.yaml").write_text(CONFIG.format(name="small", shards=digits, storage=folder / "runs"))
     few = ["train.steps=8", "train.evaluate_every=4", "train.checkpoint_every=4", "cluster.workers=1", "tracking.enabled=false"]
-    decides = ["tracking.promote.metric=eer", "train.early_stop={metric: mrr, patience: 9}"]
+    decides = ["tracking.promote.metric=mrr", "train.early_stop={metric: eer, patience: 9}"]
     train(load_config(folder / "run.yaml", [*few, *decides]), local=True)
     return folder / "runs" / "small"
 
@@ -51,12 +51,15 @@ def test_training_measures_little_on_the_way_and_everything_at_both_ends(run: Pa
     rows = rows_of(run)
     usual = {"recall_at_1", "recall_at_5", "recall_at_10", "map_at_r", "r_precision"}
     assert set(rows[4]) == usual | {"eer", "mrr"}  # what decides is measured every time
-    assert set(rows[0]) == set(rows[8]) == {*expand(("all",))} - {"accuracy_10_folds", "accuracy_10_folds_error"}
+    everything = {*expand(("all",)), "mrr_low", "mrr_high"} - {"accuracy_10_folds", "accuracy_10_folds_error"}
+    assert set(rows[0]) == set(rows[8]) == everything
+    assert rows[8]["mrr_low"] < rows[8]["mrr"] < rows[8]["mrr_high"]
 
 
 def test_the_command_finds_what_training_found_on_any_number_of_workers(nearfar: Nearfar, run: Path, digits: Path) -> None:
     alone = evaluated(nearfar, run, digits / "eval", "--metrics", "all,clustering")
     last = rows_of(run)[8]  # in float64, while the command embeds in float32
+    assert [last.pop("mrr_low"), last.pop("mrr_high")] == pytest.approx(alone["intervals"]["mrr"], abs=2e-3)
     assert {name: alone["metrics"][name] for name in last} == pytest.approx(last, abs=2e-3)
     assert evaluated(nearfar, run, digits / "eval", "--metrics", "all,clustering", "--workers", 3) == alone
     low, high = alone["intervals"]["recall_at_1"]
