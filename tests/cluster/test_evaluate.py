@@ -12,7 +12,16 @@ import torch
 
 from cluster.evaluation import EvaluationSet
 from configs.evaluation import Evaluate, expand, goodness, require_ranking
+from configs.schema import Data, Encoder
+from pipelines.manifest import Manifest
+from pipelines.stream import evaluation_batches
 from tests.conftest import CONFIG, Answer
+from tests.trainer.embeddings import Set
+from tests.trainer.test_retrieval import KS, by_the_oracle, recall_by_loops
+from tests.trainer.test_verification import all_pairs, by_scikit_learn
+from trainer.encoders import build_encoder
+from trainer.evaluate import Embedded, embed, gather
+from trainer.measurement import measure
 
 Nearfar = Callable[..., Answer]
 
@@ -147,3 +156,16 @@ def test_names_say_which_way_is_better() -> None:
     for name in ("recall_at_0", "recall_at_", "recall@1", "threshold_f1", "all"):
         with pytest.raises(ValueError, match=r"no metric|neither"):
             require_ranking(name)
+
+
+@pytest.mark.acceptance
+def test_emoji_seen_by_an_untrained_network_have_the_numbers_of_the_oracles(emoji_shards: Path) -> None:
+    data = Data.model_validate({"train": str(emoji_shards / "train"), "image_size": 32})
+    torch.manual_seed(0)
+    encoder = build_encoder(Encoder.model_validate({"name": "convnet", "dim": 64}), 32)
+    batches = evaluation_batches(Manifest.open(emoji_shards / "eval"), data)
+    found = gather(embed(encoder, batches, lambda batch: batch.images / 255))
+    known = Set(found.vectors.double(), found.group)
+    ours = measure(Embedded(known.vectors, found.group, found.sample), expand(("all",), KS))
+    for name, value in (by_the_oracle(known) | recall_by_loops(known) | by_scikit_learn(*all_pairs(known))).items():
+        assert ours.values[name] == pytest.approx(value, abs=1e-6), name
