@@ -73,17 +73,21 @@ def evaluator(
 ) -> Callable[[nn.Module, bool], dict[str, float]] | None:
     """Metrics on `data.eval`, or nothing when there is no such set; told True, those of `evaluate.at_end`, too.
 
-    `beat` is called for every batch.
+    Then `tracking.promote.metric` also has the bounds of its interval, `..._low` and `..._high`. `beat` is called for every
+    batch.
     """
     if config.data.eval is None:
         return None
     sets = EvaluationSet.open(config.data.eval, config.evaluate, cache=config.data.cache)
     fixed = config.train.reproducible
     loading = Loading(config.data, context, config.train.piece if fixed else EVALUATION_BATCH, fixed, beat)
-    prepare = plain(context.device, dtype)
+    prepare, gate = plain(context.device, dtype), config.tracking.promote.metric
 
     def run(encoder: nn.Module, at_end: bool) -> dict[str, float]:
-        found = sets.measure(encoder, prepare, config.metrics(at_end=at_end), loading)
-        return {f"val/{name}": value for name, value in found.values.items()}
+        resamples = config.evaluate.bootstrap if at_end else 0
+        found = sets.measure(encoder, prepare, config.metrics(at_end=at_end), loading, resamples=resamples)
+        bounds = found.intervals.get(gate)
+        more = {} if bounds is None else {f"{gate}_low": bounds[0], f"{gate}_high": bounds[1]}
+        return {f"val/{name}": value for name, value in (found.values | more).items()}
 
     return run

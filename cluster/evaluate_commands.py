@@ -38,6 +38,7 @@ def evaluate(
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")] = "auto",
     uri: Annotated[str | None, typer.Option(metavar="URI", help="MLflow's address, for models it holds.")] = None,
+    log: Annotated[bool, typer.Option("--log", help="Also into MLflow: a run inside the one that trained the model.")] = False,
     as_json: Json = False,
 ) -> None:
     """Measure a model: retrieval, verification, spread of the vectors, with intervals. Any number of workers, same numbers.
@@ -54,4 +55,8 @@ def evaluate(
     how = parse_section(Evaluate, settings, where="nearfar evaluate")
     request = Request(model, shards, how, tuple(map(int, k.split(","))), bootstrap, device, uri)
     result = run_evaluation(request, workers=workers)
+    if log:
+        from cluster.evaluation_runs import log_evaluation
+
+        result["mlflow_run_id"] = log_evaluation(model, shards, result, uri=uri)
     print_result(result, as_json=as_json, text=describe(result))

@@ -77,6 +77,8 @@ def describe(result: dict[str, Any]) -> str:
     for part, values in result["parts"].items():
         found = f"  {first} {values[first]:.3f}" if first in values else ""
         lines.append(f"{part:24}{values['queries']} queries{found}")
+    if "mlflow_run_id" in result:
+        lines.append(f"MLflow   run {result['mlflow_run_id']}")
     return "\n".join(lines)
 
 

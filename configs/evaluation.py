@@ -80,6 +80,9 @@ class Evaluate(Section):
         description="at every evaluation; recall_at_K for any K, other metrics, or families of them",
     )
     at_end: tuple[str, ...] = Field(("all",), description="besides, before the first step and after the last")
+    bootstrap: Annotated[int, Field(ge=0, le=10**6)] = Field(
+        1000, description="resamples of the classes for the 95 % interval of tracking.promote.metric at both ends; 0: none"
+    )
     gallery: Place | None = Field(
         None, description="shards that the images of data.eval are searched in; default: each among all others of data.eval"
     )

@@ -12,7 +12,16 @@ import torch
 
 from cluster.evaluation import EvaluationSet
 from configs.evaluation import Evaluate, expand, goodness, require_ranking
+from configs.schema import Data, Encoder
+from pipelines.manifest import Manifest
+from pipelines.stream import evaluation_batches
 from tests.conftest import CONFIG, Answer
+from tests.trainer.embeddings import Set
+from tests.trainer.test_retrieval import KS, by_the_oracle, recall_by_loops
+from tests.trainer.test_verification import all_pairs, by_scikit_learn
+from trainer.encoders import build_encoder
+from trainer.evaluate import Embedded, embed, gather
+from trainer.measurement import measure
 
 Nearfar = Callable[..., Answer]
 
@@ -26,7 +35,7 @@ def run(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluate")
     (folder / "run.yaml").write_text(CONFIG.format(name="small", shards=digits, storage=folder / "runs"))
     few = ["train.steps=8", "train.evaluate_every=4", "train.checkpoint_every=4", "cluster.workers=1", "tracking.enabled=false"]
-    decides = ["tracking.promote.metric=eer", "train.early_stop={metric: mrr, patience: 9}"]
+    decides = ["tracking.promote.metric=mrr", "train.early_stop={metric: eer, patience: 9}"]
     train(load_config(folder / "run.yaml", [*few, *decides]), local=True)
     return folder / "runs" / "small"
 
@@ -51,12 +60,15 @@ def test_training_measures_little_on_the_way_and_everything_at_both_ends(run: Pa
     rows = rows_of(run)
     usual = {"recall_at_1", "recall_at_5", "recall_at_10", "map_at_r", "r_precision"}
     assert set(rows[4]) == usual | {"eer", "mrr"}  # what decides is measured every time
-    assert set(rows[0]) == set(rows[8]) == {*expand(("all",))} - {"accuracy_10_folds", "accuracy_10_folds_error"}
+    everything = {*expand(("all",)), "mrr_low", "mrr_high"} - {"accuracy_10_folds", "accuracy_10_folds_error"}
+    assert set(rows[0]) == set(rows[8]) == everything
+    assert rows[8]["mrr_low"] < rows[8]["mrr"] < rows[8]["mrr_high"]
 
 
 def test_the_command_finds_what_training_found_on_any_number_of_workers(nearfar: Nearfar, run: Path, digits: Path) -> None:
     alone = evaluated(nearfar, run, digits / "eval", "--metrics", "all,clustering")
     last = rows_of(run)[8]  # in float64, while the command embeds in float32
+    assert [last.pop("mrr_low"), last.pop("mrr_high")] == pytest.approx(alone["intervals"]["mrr"], abs=2e-3)
     assert {name: alone["metrics"][name] for name in last} == pytest.approx(last, abs=2e-3)
     assert evaluated(nearfar, run, digits / "eval", "--metrics", "all,clustering", "--workers", 3) == alone
     low, high = alone["intervals"]["recall_at_1"]
@@ -144,3 +156,16 @@ def test_names_say_which_way_is_better() -> None:
     for name in ("recall_at_0", "recall_at_", "recall@1", "threshold_f1", "all"):
         with pytest.raises(ValueError, match=r"no metric|neither"):
             require_ranking(name)
+
+
+@pytest.mark.acceptance
+def test_emoji_seen_by_an_untrained_network_have_the_numbers_of_the_oracles(emoji_shards: Path) -> None:
+    data = Data.model_validate({"train": str(emoji_shards / "train"), "image_size": 32})
+    torch.manual_seed(0)
+    encoder = build_encoder(Encoder.model_validate({"name": "convnet", "dim": 64}), 32)
+    batches = evaluation_batches(Manifest.open(emoji_shards / "eval"), data)
+    found = gather(embed(encoder, batches, lambda batch: batch.images / 255))
+    known = Set(found.vectors.double(), found.group)
+    ours = measure(Embedded(known.vectors, found.group, found.sample), expand(("all",), KS))
+    for name, value in (by_the_oracle(known) | recall_by_loops(known) | by_scikit_learn(*all_pairs(known))).items():
+        assert ours.values[name] == pytest.approx(value, abs=1e-6), name
