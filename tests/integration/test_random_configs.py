@@ -64,6 +64,12 @@ def place(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random path may be a relative one."""
+    monkeypatch.chdir(tmp_path)
+
+
 def assert_clear(answer: Answer, case: Case) -> None:
     """Accepted, or refused in one message that names what was changed."""
     assert answer.code in (0, 2), answer

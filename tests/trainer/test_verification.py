@@ -14,9 +14,13 @@ from sklearn.metrics import accuracy_score, f1_score, roc_auc_score, roc_curve
 from sklearn.model_selection import KFold
 from torch import Tensor
 
+from configs.evaluation import expand
 from tests.trainer.embeddings import NUM_RANDOM, REAL, Set, random_set
+from trainer.evaluate import Embedded
+from trainer.measurement import measure
 from trainer.pairs import Pairs, every_pair, given_pairs
 from trainer.protocol import Protocol, self_retrieval
+from trainer.spread import uniformity
 from trainer.verification import in_folds, match_thresholds, verification
 
 SETS: dict[str, Callable[[], Set]] = {**{f"random {s}": partial(random_set, s) for s in range(NUM_RANDOM)}, **REAL}
@@ -149,3 +153,21 @@ def test_pairs_that_a_person_judged_are_counted_as_given() -> None:
     assert (pairs.same.tolist(), pairs.different.tolist()) == ([1.0], [0.0, 1.0])
     with pytest.raises(ValueError, match="10 folds"):
         in_folds(torch.ones(3), torch.ones(3))
+
+
+def test_judged_pairs_of_which_an_image_is_missing_do_not_count() -> None:
+    found = random_set(0)
+    rows = torch.arange(40)
+    sample = torch.stack([rows // 20, rows % 20 // 2, rows % 2], dim=1)
+    there = torch.ones(40, dtype=torch.bool).index_fill_(0, torch.tensor([0, 7, 22]), False)
+    match = (rows // 2) % 2
+    group = torch.where(rows % 2 == 1, rows - match, rows)  # the right side of a match shows what the left side shows
+    embedded = Embedded(found.vectors[:40][there], group[there], sample[there], match[there])
+    ours = measure(embedded, expand(("verification", "folds", "uniformity")))
+    left = torch.tensor([i for i in range(0, 40, 2) if i not in (0, 6, 22)])
+    score = (found.vectors[left] * found.vectors[left + 1]).sum(1)
+    expected = by_scikit_learn(score.numpy(), match[left].numpy() == 1) | in_folds(score, match[left])
+    assert {name: ours.values[name] for name in expected} == pytest.approx(expected, abs=1e-9)
+    assert ours.pairs["same"] + ours.pairs["different"] == 17
+    whole = every_pair(self_retrieval(embedded.vectors, embedded.group))
+    assert ours.values["uniformity"] == pytest.approx(uniformity(whole))
