@@ -6,7 +6,7 @@ import logging
 import os
 import pickle
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from itertools import islice
@@ -37,18 +37,33 @@ def ray_embedder(
             init_ray(address, workers or 1, otherwise="--local embeds without Ray")
         try:
             _quiet_data()
-            have = ray.cluster_resources()
-            cpus, there = int(have.get("CPU", 1)), have.get("GPU", 0.0)
-            count = min(workers or (int(there / gpus) if gpus else cpus), most)
-            if count < 1 or count > cpus or count * gpus > there:
-                needs = f"{max(1, count)} workers of 1 CPU" + (f" and {gpus:g} GPUs" if gpus else "")
-                raise RuntimeError(f"{needs} are more than the cluster's {cpus} CPUs and {there:g} GPUs; lower --workers")
-            each = cpus // count
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            count = min(workers or max(1, room(nodes, 1, gpus)), most)
+            each = cpus_each(nodes, count, gpus)
             one = replace(job, threads=each, torch_threads=each, gpu=gpus > 0)
             yield lambda spans: _embed(one, spans, count, each, gpus)
         finally:
             if started:
                 ray.shutdown()
+
+
+def room(nodes: Sequence[Mapping[str, float]], cpus: int, gpus: float) -> int:
+    """How many workers of so many CPUs and GPUs fit on the nodes, given as Ray tells their resources."""
+    return sum(min(int(node.get("CPU", 0) / cpus), int(node.get("GPU", 0) / gpus) if gpus else sys.maxsize) for node in nodes)
+
+
+def cpus_each(nodes: Sequence[Mapping[str, float]], count: int, gpus: float) -> int:
+    """The most CPUs that each of `count` workers can have: asking for more than fits would wait for ever.
+
+    Raises RuntimeError when even one each is too many.
+    """
+    largest = max((int(node.get("CPU", 0)) for node in nodes), default=0)
+    for cpus in range(largest, 0, -1):
+        if room(nodes, cpus, gpus) >= count:
+            return cpus
+    needs = f"{count} workers of 1 CPU" + (f" and {gpus:g} GPUs" if gpus else "")
+    have = " and ".join(f"{sum(node.get(kind, 0) for node in nodes):g} {kind}s" for kind in ("CPU", "GPU"))
+    raise RuntimeError(f"{needs} do not fit on the cluster, which has {have}; lower --workers or --gpus-per-worker")
 
 
 class Actor:

@@ -19,6 +19,7 @@ import torch
 
 from cluster import embed as embedding
 from cluster.building import plain
+from cluster.embed_ray import cpus_each, room
 from cluster.embeddings import Embeddings
 from cluster.models import Model, open_model
 from pipelines.manifest import Manifest
@@ -259,6 +260,17 @@ def test_several_processes_give_the_bytes_of_one(nearfar: Nearfar, model: Path, 
     for out, workers in (("one.parquet", 1), ("two.parquet", 2)):
         assert nearfar("embed", model, source, tmp_path / out, "--local", "--workers", workers).code == 0
     assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
+
+
+def test_workers_on_ray_get_as_many_cpus_as_fit_on_the_nodes() -> None:
+    nodes = [{"CPU": 4.0}, {"CPU": 4.0, "GPU": 2.0}, {"CPU": 2.0, "GPU": 1.0}, {"memory": 1e9}]
+    assert [cpus_each(nodes, count, 0) for count in (1, 2, 3, 5, 10)] == [4, 4, 2, 2, 1]
+    assert [cpus_each(nodes, count, 1) for count in (1, 2, 3)] == [4, 2, 2]
+    assert [cpus_each(nodes, count, 0.5) for count in (4, 6)] == [1, 1]
+    assert [room(nodes, 1, gpus) for gpus in (0, 1, 0.5)] == [10, 3, 6]
+    for count, gpus in ((11, 0), (4, 1), (1, 3)):
+        with pytest.raises(RuntimeError, match="do not fit on the cluster, which has 10 CPUs and 3 GPUs"):
+            cpus_each(nodes, count, gpus)
 
 
 COUNT = 50_000
