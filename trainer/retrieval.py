@@ -28,8 +28,8 @@ def per_query(protocol: Protocol, names: Sequence[str], beat: Callable[[], None]
         right = (protocol.gallery_group[near.row] == protocol.group[rows, None]) & (near.score > -torch.inf)
         for number, name in enumerate(names):
             found[number, rows] = _score(name, right, relevant[rows])
-        if "mrr" in names:
-            late = rows[~right.any(1)]
+        late = rows[~right.any(1)]
+        if "mrr" in names and len(late):
             place = gallery.first_rank(protocol.vectors[late], protocol.group[late], protocol.gallery_group, hidden.of(late))
             found[names.index("mrr"), late] = 1 / place.clamp(min=depth + 1).double()
         beat()
