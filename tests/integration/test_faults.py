@@ -65,6 +65,7 @@ def test_sigterm_saves_stops_and_goes_on_as_if_nothing_had_happened(undisturbed:
     assert last_row(run)["last_ended"] == "stopped by SIGTERM" + (" to a worker" if to == "a worker" else "")
 
 
+@pytest.mark.acceptance
 def test_a_worker_that_stands_still_is_given_up_and_the_run_goes_on(undisturbed: tuple[Path, dict[str, Any]]) -> None:
     config, expected = undisturbed
     driver, run = begun(config, "frozen", "--set", "cluster.timeout_s=8")

@@ -63,7 +63,7 @@ def test_a_start_that_cannot_be_noted_is_refused_for_good(disk: Path) -> None:
     assert list(read_lines(disk / "attempts.jsonl")) == []
 
 
-@pytest.mark.parametrize("elsewhere", [True, False])
+@pytest.mark.parametrize("elsewhere", [True, pytest.param(False, marks=pytest.mark.acceptance)])
 def test_a_run_stops_and_goes_on_when_there_is_space_again(config_file: Path, disk: Path, elsewhere: bool) -> None:
     """`elsewhere`: the checkpoints are on a disk with room, so that the metrics have to meet the full one."""
     expected = points(train_here(config_file, "never"))

@@ -21,7 +21,7 @@ from tests.conftest import Answer
 Nearfar = Callable[..., Answer]
 RAW = re.compile(r"validation error|pydantic|input_value|Traceback|object at 0x|size mismatch|enforce fail")
 MOST_S, MOST_BYTES, MOST_SIGNS = 30, 3 * 2**30, 3000
-SAMPLE, TRAINED = 5, 50  # every so many are checked and trained by `make test`, all by `make acceptance`
+SAMPLE, TRAINED = 8, 50  # every so many are checked and trained by `make test`, all by `make acceptance`
 QUICK = (
     "finish.report=false",
     "finish.onnx=false",
