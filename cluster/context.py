@@ -99,6 +99,12 @@ def device_of(index: int, *, gpu: bool) -> torch.device:
     return device
 
 
+def share_cores(world: int) -> None:
+    """Give torch in this process its share of the cores of the machine; OMP_NUM_THREADS goes before."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
+
+
 def refuse_few_gpus(workers: int) -> None:
     """Raise RuntimeError unless each of `workers` ranks of this machine can have a GPU of its own, as NCCL wants it."""
     device_of(0, gpu=True)

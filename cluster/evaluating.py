@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -90,8 +89,7 @@ def _interval(result: dict[str, Any], name: str) -> str:
 
 
 def _rank(rank: int, folder: Path, *, world: int, request: Request, out: Path) -> None:
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
+    context.share_cores(world)
     here = context.spawned(rank, world, folder / "store", gpu=request.gpu, timeout_s=TIMEOUT_S)
     model = open_model(request.model, uri=request.uri, device=here.device)
     result = _measured(request, EvaluationSet.open(request.shards, request.how), model, here)

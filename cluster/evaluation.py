@@ -17,7 +17,7 @@ from pipelines.batch import Batch
 from pipelines.manifest import Manifest
 from pipelines.samples import TARGET
 from pipelines.stream import evaluation_batches
-from trainer.evaluate import Embedded, Encoder, embed, gather
+from trainer.evaluate import Embedded, Encoder, embed_all
 from trainer.measurement import Across, Evaluation, measure, protocol_of
 
 
@@ -86,7 +86,7 @@ class EvaluationSet:
 def _embedded(manifest: Manifest, encoder: Encoder, prepare: Callable[[Batch], Tensor], how: Loading) -> Embedded:
     rank, world = how.context.rank, how.context.world
     batches = evaluation_batches(manifest, how.data, rank=rank, world=world, batch=how.batch, fixed=how.fixed)
-    return gather(embed(encoder, _beating(batches, how.beat), prepare))
+    return embed_all(encoder, _beating(batches, how.beat), prepare)
 
 
 def _beating(batches: Iterator[Batch], beat: Callable[[], None]) -> Iterator[Batch]:

@@ -72,13 +72,10 @@ def _run_local(job: Job) -> None:
 
 
 def _rank(rank: int, folder: Path, *, world: int, job: Job) -> None:
-    import torch
-
     from cluster import context
     from trainer import collectives
 
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
+    context.share_cores(world)
     settings = job.config.cluster
     here = context.spawned(rank, world, folder / "store", gpu=settings.gpus_per_worker > 0, timeout_s=settings.timeout_s)
     worker_main(here, job)

@@ -33,8 +33,7 @@ def conclude(config: RunConfig, folder: RunFolder, facts: Facts, tracker: Tracke
     before, after = _metrics(folder)
     gallery = Gallery(config, encoder) if config.data.eval is not None and config.finish.report else None
     steps = _last_step(folder)
-    known = gallery is not None and not gallery.manifest.vector_dim
-    seen = (gallery.found.vectors, gallery.found.group) if gallery is not None and known else None
+    seen = None if gallery is None or gallery.manifest.vector_dim else (gallery.found.vectors, gallery.found.group)
     done = Trained(encoder, steps, after)
     _, proof = export_trained(config, folder, done, folder.export, seen=seen, onnx=config.finish.onnx)
     registered = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -48,9 +49,9 @@ class _Momentum(torch.optim.Optimizer):
                 grads = [p.grad for p in learning if p.grad is not None]
                 self.update(group, learning, grads, [self.state[p]["momentum"] for p in learning])
 
+    @abstractmethod
     def update(self, group: dict[str, Any], weights: list[Tensor], grads: list[Tensor], momenta: list[Tensor]) -> None:
         """One step of a group's tensors, in place."""
-        raise NotImplementedError
 
 
 class Lion(_Momentum):
