@@ -191,7 +191,7 @@ class RunConfig(Section):
 _PACE = {
     "data": (
         *("train", "eval", "threads", "prefetch", "decoded_mb", "max_bad_fraction", "max_bad_shard_fraction", "max_pixels"),
-        *("timeout_s", "io_threads", "block_mb", "cache", "cache_gb"),
+        *("timeout_s", "io_threads", "block_mb", "cache", "cache_gb", "check_duplicates"),
     ),
     "train": (
         *("micro_batch", "reproducible", "log_every", "checkpoint_every", "evaluate_every", "keep", "keep_best"),

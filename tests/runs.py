@@ -19,7 +19,11 @@ from cluster.runfolder import read_lines
 ROOT = Path(__file__).parents[1]
 PACE = ("time", "train/images_per_s", "train/wait_share", "train/checkpoint_wait_s", "train/log_s")
 MACHINE = ("loader/", "system/")
-QUICK = ("finish.report=false", "finish.onnx=false")  # for runs of which only the training matters
+QUICK = (
+    "finish.report=false",
+    "finish.onnx=false",
+    "data.check_duplicates=false",
+)  # for runs of which only the training matters
 PATIENCE_S = 600  # acceptance runs share their machine
 
 
