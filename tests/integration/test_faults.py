@@ -15,6 +15,7 @@ import pytest
 from cluster.runfolder import read_lines
 from tests.integration.test_train import _workers, assert_same_curve, start, train
 
+pytestmark = pytest.mark.acceptance  # `make test` has Ctrl-C, and a killed worker, in test_train.py
 QUICK = ("--set", "tracking.enabled=false", "--set", "train.steps=200")
 
 
@@ -45,7 +46,7 @@ def last_row(run: Path) -> dict[str, Any]:
     return list(read_lines(run / "attempts.jsonl"))[-1]
 
 
-@pytest.mark.parametrize("to", ["a worker", *(pytest.param(to, marks=pytest.mark.acceptance) for to in ("the driver", "all"))])
+@pytest.mark.parametrize("to", ["a worker", "the driver", "all"])
 def test_sigterm_saves_stops_and_goes_on_as_if_nothing_had_happened(undisturbed: tuple[Path, dict[str, Any]], to: str) -> None:
     config, expected = undisturbed
     driver, run = begun(config, f"terminated-{to.split()[-1]}", rows=12)
@@ -65,7 +66,6 @@ def test_sigterm_saves_stops_and_goes_on_as_if_nothing_had_happened(undisturbed:
     assert last_row(run)["last_ended"] == "stopped by SIGTERM" + (" to a worker" if to == "a worker" else "")
 
 
-@pytest.mark.acceptance
 def test_a_worker_that_stands_still_is_given_up_and_the_run_goes_on(undisturbed: tuple[Path, dict[str, Any]]) -> None:
     config, expected = undisturbed
     driver, run = begun(config, "frozen", "--set", "cluster.timeout_s=8")

@@ -20,6 +20,7 @@ from cluster.runfolder import read_lines
 from tests.runs import QUICK
 
 ROOT = Path(__file__).parents[2]
+SLOW = pytest.mark.acceptance
 
 
 def train(config: Path, name: str, *arguments: str, whole: bool = False) -> dict[str, Any]:
@@ -102,6 +103,7 @@ def test_ray_with_two_workers_gives_the_curve_of_one_process(reference: tuple[Pa
     assert_same_curve(train(reference[0], "ray"), reference[1])
 
 
+@SLOW
 def test_a_run_killed_with_its_driver_goes_on_as_if_nothing_had_happened(reference: tuple[Path, dict[str, Any]]) -> None:
     config, expected = reference
     metrics = Path(expected["run"]).parent / "killed" / "metrics.jsonl"
@@ -134,7 +136,7 @@ def test_a_killed_worker_is_replaced_and_the_curve_stays(reference: tuple[Path, 
     assert_went_on(run, "")
 
 
-@pytest.mark.parametrize("how", ["local", "ray"])
+@pytest.mark.parametrize("how", ["local", pytest.param("ray", marks=SLOW)])
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(reference: tuple[Path, dict[str, Any]], how: str) -> None:
     config, expected = reference
     run = Path(expected["run"]).parent / f"stopped-{how}"
@@ -240,7 +242,9 @@ def test_a_warm_start_begins_where_the_registered_model_ended(reference: tuple[P
     assert "models:/digits/1" in (Path(result["run"]) / "export" / "MODEL_CARD.md").read_text()
 
 
-@pytest.mark.parametrize("loss", ["{name: arcface, scale: 16, sub_centers: 2}", "{name: proxy_anchor}"])
+@pytest.mark.parametrize(
+    "loss", ["{name: arcface, scale: 16, sub_centers: 2}", pytest.param("{name: proxy_anchor}", marks=SLOW)]
+)
 def test_sharded_class_centres_give_the_same_curve_and_one_checkpoint_for_any_world(
     reference: tuple[Path, dict[str, Any]], loss: str
 ) -> None:
