@@ -15,6 +15,7 @@ from cluster.data_commands import commands
 from cluster.embed_commands import commands as embed_commands
 from cluster.evaluate_commands import commands as evaluate_commands
 from cluster.export_commands import commands as export_commands
+from cluster.job_commands import commands as job_commands
 from cluster.runs_commands import runs
 from cluster.track_commands import track
 
@@ -30,6 +31,7 @@ app.add_typer(commands)
 app.add_typer(evaluate_commands)
 app.add_typer(embed_commands)
 app.add_typer(export_commands)
+app.add_typer(job_commands)
 app.add_typer(runs, name="runs")
 app.add_typer(track, name="track")
 
@@ -44,7 +46,8 @@ def main() -> None:
         if app(standalone_mode=False) == INTERRUPTED:  # typer's answer to Ctrl-C
             raise KeyboardInterrupt
     except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted; `nearfar train CONFIG --resume` goes on from the last checkpoint", INTERRUPTED)
+        again = "; `nearfar train CONFIG --resume` goes on from the last checkpoint" if sys.argv[1:2] == ["train"] else ""
+        _fail(f"interrupted{again}", INTERRUPTED)
     except Exception as error:
         if os.environ.get("NEARFAR_DEBUG"):
             raise
@@ -53,7 +56,7 @@ def main() -> None:
             usage()
             sys.exit(2)
         if type(error).__name__ == "JobFailed":
-            _fail(str(error), 1)
+            _fail(str(error), getattr(error, "exit_code", 1))
         if type(error).__name__ == "Interrupted":
             _fail(str(error), getattr(error, "exit_code", INTERRUPTED))
         if isinstance(error, (ValueError, RuntimeError, OSError)):

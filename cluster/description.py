@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,6 +13,8 @@ from typing import Any, Literal
 from cluster.runfolder import write_atomically
 
 VERSION = 1
+JOB = "NEARFAR_JOB"  # id of the Ray job that this runs in
+GIT = "NEARFAR_GIT_TAGS"  # of a submitted job: those of the folder that it was submitted from
 DIGEST = 36  # characters that MLflow keeps of a data set's digest
 
 
@@ -75,6 +78,8 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 
 def git_tags(folder: Path) -> dict[str, str]:
     """The commit checked out in `folder` and whether files differ from it, as MLflow names them; empty without git."""
+    if (submitted := os.environ.get(GIT)) is not None:
+        return dict(json.loads(submitted))
     commit = _git(folder, "rev-parse", "HEAD")
     changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
     if not commit or changes is None:

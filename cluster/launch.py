@@ -16,6 +16,7 @@ from typing import Any
 
 from cluster import attempts
 from cluster.job import Job, forget, refuse_useless
+from cluster.preflight import preflight
 from cluster.processes import RankFailed, run_ranks
 from cluster.stopping import Stopping
 from cluster.worker import worker_main
@@ -99,6 +100,8 @@ def _run_ray(job: Job, address: str | None, stopping: Stopping) -> None:
     stopping.listen()
     try:
         _refuse_too_small(job)
+        if address is not None:  # on this machine's own Ray the driver has seen all of it
+            preflight(job)
         resources = {"CPU": settings.cpus_per_worker}
         if settings.gpus_per_worker:
             resources["GPU"] = settings.gpus_per_worker

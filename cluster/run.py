@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from contextlib import suppress
@@ -11,7 +12,7 @@ from typing import Any, Literal
 from cluster import attempts, launch, leakage, warm
 from cluster.check import Facts, check, open_training
 from cluster.context import refuse_few_gpus
-from cluster.description import DatasetRef, git_tags
+from cluster.description import JOB, DatasetRef, git_tags
 from cluster.disk import check_places
 from cluster.job import Job
 from cluster.outcome import conclude
@@ -25,11 +26,15 @@ from configs.errors import DiskFull, Unrecoverable, naming_full_disk
 from configs.schema import RunConfig
 from pipelines.manifest import Manifest
 
-AGAIN = "`nearfar train CONFIG --resume` goes on"
+AGAIN = "submitting it again goes on" if os.environ.get(JOB) else "`nearfar train CONFIG --resume` goes on"
 
 
 class JobFailed(RuntimeError):
-    """The run was accepted and then failed."""
+    """The run was accepted and then failed; `exit_code` for the shell."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class Interrupted(RuntimeError):
@@ -101,7 +106,7 @@ def train(
         raise JobFailed(f"run {config.name!r} stopped: {error}") from error
     except (RuntimeError, ValueError, OSError) as error:
         attempts.ended(folder.path, str(error))
-        raise JobFailed(f"run {config.name!r} failed: {error}\nafter mending it, continue with --resume") from error
+        raise JobFailed(f"run {config.name!r} failed: {error}\nafter mending it, {AGAIN} from the last checkpoint") from error
     finally:
         if status != "FINISHED":
             with suppress(DiskFull):  # which is told of already
@@ -118,6 +123,8 @@ def _tracker(config: RunConfig, folder: RunFolder, kind: str) -> Tracker:
         datasets.append(_dataset(config.data.eval, "evaluation", config.data.cache))
         tags["nearfar.eval_digest"] = datasets[-1].digest
     tags |= git_tags(Path.cwd())
+    if (job := os.environ.get(JOB)) is not None:
+        tags["nearfar.job"] = job
     return Tracker(folder.path, config, tags=tags, datasets=datasets)
 
 

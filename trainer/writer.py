@@ -73,5 +73,8 @@ class HostCopy:
     def _tensor(self, place: tuple[Any, ...], found: Tensor) -> Tensor:
         held = self._held.get(place)
         if held is None or held.shape != found.shape or held.dtype != found.dtype:
-            held = self._held[place] = torch.empty_like(found, device="cpu", pin_memory=found.is_cuda)
+            # The files of weights hold rows one behind the other; an optimizer's moments lie as its weights do.
+            layout = torch.contiguous_format if place[0] == "modules" else torch.preserve_format
+            held = torch.empty_like(found, device="cpu", pin_memory=found.is_cuda, memory_format=layout)
+            self._held[place] = held
         return held.copy_(found, non_blocking=True)

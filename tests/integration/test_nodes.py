@@ -4,94 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster.runfolder import read_lines
+from tests import runs
 from tests.conftest import CONFIG
 from tests.integration.test_train import ROOT, assert_same_curve, train
+from tests.ray_nodes import can_make_namespaces, hosts, ray_nodes, wait_for
 from tests.runs import standstill_s
 
 pytestmark = pytest.mark.acceptance
-HEAD, OTHER = "127.0.0.2", "127.0.0.3"
 STEPS = 3000
 SETTINGS = ("--set", "tracking.enabled=false", "--set", f"train.steps={STEPS}", "--set", "train.evaluate_every=1000")
-
-
-@dataclass(frozen=True, slots=True)
-class Nodes:
-    """The processes of two nodes, the address of the cluster, and the environment of its clients."""
-
-    address: str
-    environment: dict[str, str]
-    head: subprocess.Popen[bytes]
-    other: subprocess.Popen[bytes]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HEAD, 0))
-        return int(probe.getsockname()[1])
-
-
-def node(environment: dict[str, str], *arguments: str) -> subprocess.Popen[bytes]:
-    ray = Path(sys.executable).with_name("ray")
-    command = [str(ray), "start", "--block", "--num-cpus=1", "--disable-usage-stats", *arguments]
-    return subprocess.Popen(
-        command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-
-
-def wait_for(what: str, found: Any, timeout_s: float = 120) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not found():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.1)
-
-
-@contextmanager
-def two_nodes() -> Iterator[Nodes]:
-    """Stopped by the processes that were started here, and nothing else."""
-    folder = tempfile.mkdtemp(prefix="nf", dir="/tmp")  # a socket's path must be short
-    secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
-    environment = {
-        **os.environ,
-        **secret,
-        "OMP_NUM_THREADS": "1",
-        "RAY_TMPDIR": folder,
-        "GLOO_SOCKET_IFNAME": "lo",
-        "PYTHONPATH": str(ROOT),
-    }
-    address = f"{HEAD}:{free_port()}"
-    head = node(
-        environment, "--head", f"--node-ip-address={HEAD}", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false"
-    )
-    other = None
-    try:
-        time.sleep(6)
-        other = node(environment, f"--address={address}", f"--node-ip-address={OTHER}")
-        time.sleep(6)
-        yield Nodes(address, environment, head, other)
-    finally:
-        for process in (other, head):
-            if process is not None:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +38,7 @@ def test_a_run_goes_on_when_a_node_goes(undisturbed: tuple[Path, dict[str, Any]]
     config, expected = undisturbed
     name = how.replace(" ", "-")
     run = config.parent / "runs" / name
-    with two_nodes() as nodes:
+    with hosts("addresses") as two, ray_nodes(hosts=two) as nodes:
         command = [sys.executable, "-m", "cluster.cli", "train", str(config), "--json", "--address", nodes.address]
         command += ["--set", f"name={name}", *SETTINGS]
         driver = subprocess.Popen(
@@ -131,3 +61,34 @@ def test_a_run_goes_on_when_a_node_goes(undisturbed: tuple[Path, dict[str, Any]]
 
 def last_step(run: Path) -> int:
     return max((row["step"] for row in read_lines(run / "metrics.jsonl")), default=-1)
+
+
+@pytest.mark.parametrize("where", ["addresses", "namespaces"])
+def test_two_nodes_compute_what_one_process_does(digits: Path, tmp_path: Path, where: str) -> None:
+    if where == "namespaces" and not can_make_namespaces():
+        pytest.skip("needs root, `ip` and network namespaces")
+    config = tmp_path / "run.yaml"
+    config.write_text(CONFIG.format(name="small", shards=digits, storage=tmp_path / "runs"))
+    exact = ("train.precision=fp32", "train.reproducible=true", "train.micro_batch=16")
+    alone = runs.train(config, "alone", *exact, "cluster.workers=1")
+    quick = [part for setting in (*runs.QUICK, *exact) for part in ("--set", setting)]
+    with hosts(where) as found, ray_nodes(hosts=found) as nodes:
+
+        def on_head(*settings: str) -> subprocess.CompletedProcess[str]:
+            pairs = [part for setting in settings for part in ("--set", setting)]
+            command = [sys.executable, "-m", "cluster.cli", "train", str(config), "--json", "--address", nodes.address]
+            return subprocess.run(
+                [*found[0].prefix, *command, *quick, *pairs],
+                cwd=ROOT,
+                env=nodes.environment,
+                text=True,
+                capture_output=True,
+                check=False,
+            )
+
+        refused = on_head("name=private")
+        assert refused.returncode == 1
+        assert "is a file of one machine, and this cluster has 2 nodes" in refused.stderr
+        done = on_head("name=two", "tracking.enabled=false")
+    assert done.returncode == 0, done.stderr
+    runs.assert_equal(json.loads(done.stdout), alone)
