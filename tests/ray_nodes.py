@@ -129,7 +129,7 @@ def _node(host: Host, environment: dict[str, str], cpus: int, *arguments: str) -
     ray = Path(sys.executable).with_name("ray")
     command = [*host.prefix, str(ray), "start", "--block", f"--num-cpus={cpus}", f"--node-ip-address={host.address}"]
     return subprocess.Popen(
-        [*command, "--disable-usage-stats", *arguments],
+        [*command, f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats", *arguments],
         env=environment,
         start_new_session=True,
         stdout=subprocess.DEVNULL,

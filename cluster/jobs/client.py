@@ -41,7 +41,8 @@ def connect(address: str | None) -> JobSubmissionClient:
         os.environ.pop(name, None)
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.ERROR)  # a command says itself what it does
+    for name in ("dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging"):  # a command says itself what it does
+        logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)
     try:
         client = JobSubmissionClient(url)
         found = version_of(client)

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import tempfile
+import time
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from configs.schema import RunConfig
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
+AGENT_S = 20.0
 STOP_WAIT_S = 120  # between SIGTERM and SIGKILL: time for a checkpoint and a last word to MLflow
 
 
@@ -68,24 +70,41 @@ def submit(client: JobSubmissionClient, config: RunConfig, options: Options) -> 
     metadata = {RUN: run, SETTINGS: json.dumps(settings)}
     with tempfile.TemporaryDirectory(prefix="nearfar-job-") as folder:
         stage(config, Path(folder), code=options.code, excludes=options.excludes)
+        request = {
+            "entrypoint": _entrypoint(options, resume=again),
+            "submission_id": id,
+            "runtime_env": {"working_dir": folder, "env_vars": _env(id, options)},
+            "metadata": metadata,
+            "entrypoint_num_cpus": options.cpus or None,
+            "entrypoint_num_gpus": options.gpus or None,
+            "entrypoint_memory": options.memory_mb * 2**20 or None,
+        }
         try:
-            client.submit_job(
-                entrypoint=" ".join(
-                    ["exec", shlex.quote(options.python), "-m", "cluster.entry", CONFIG, *(["--resume"] if again else [])]
-                ),
-                submission_id=id,
-                runtime_env={"working_dir": folder, "env_vars": _env(id, options)},
-                metadata=metadata,
-                entrypoint_num_cpus=options.cpus or None,
-                entrypoint_num_gpus=options.gpus or None,
-                entrypoint_memory=options.memory_mb * 2**20 or None,
-            )
+            _send(client, request)
         except Exception as error:
             if "already" in str(error) and "exist" in str(error):  # submitted by somebody else a moment ago
                 return Submitted(id, f"job {id} was submitted a moment ago", new=False)
             raise RuntimeError(server.explain(client.get_address(), error)) from error
     gone_on = f"; it goes on where {before[0].submission_id} ended" if before else ""
     return Submitted(id, f"job {id} submitted to {client.get_address()}{gone_on}", new=True)
+
+
+def _send(client: JobSubmissionClient, request: Mapping[str, Any]) -> None:
+    """A head that has just started has nobody yet who takes jobs: that is waited for."""
+    deadline = time.monotonic() + AGENT_S
+    while True:
+        try:
+            client.submit_job(**request)
+            return
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(1)
+
+
+def _entrypoint(options: Options, *, resume: bool) -> str:
+    command = [shlex.quote(options.python), "-m", "cluster.entry", CONFIG, *(["--resume"] if resume else [])]
+    return " ".join(["exec", *command])  # so that signals reach it, and not a shell
 
 
 def _there_already(jobs: Sequence[JobDetails], settings: Mapping[str, Any]) -> Submitted | None:
