@@ -57,9 +57,9 @@ def assert_whole(run: Path, world: int) -> None:
         between = (ranges.GATHER, ranges.REDUCE)
         for part in ranges.PARTS:
             assert (seen[part] > 0) is (world > 1 or part not in between), part
-        for part in (ranges.FORWARD, ranges.PREPARE):  # no other part lies in them
-            assert rank["parts"][part] == pytest.approx(seen[part] / STEPS, rel=0.1, abs=0.5)
-        assert rank["parts"][ranges.FORWARD] > 0
+        for part in (ranges.FORWARD, ranges.PREPARE, ranges.DATA):  # no other part lies in them
+            assert 0 < rank["parts"][part] <= 1.001 * seen[part] / STEPS  # the trace's ranges begin before and end after
+        assert rank["parts"][ranges.FORWARD] > 0.5 * seen[ranges.FORWARD] / STEPS
         assert (rank["parts"][ranges.REDUCE] > 0) is (world > 1)
 
 
