@@ -29,7 +29,8 @@ def dockerfile(config: RunConfig) -> str:
 ARG PYTHON={python}
 FROM python:${{PYTHON}}-{BASE}
 
-# tini hands signals on and collects orphans. The others must be on PATH: {", ".join(ON_PATH)}.
+# tini hands signals on and collects orphans. The others must be on PATH: {", ".join(ON_PATH)}. In a pod bash starts
+# Ray; from 5.1 on it gives Ray its own place, so that Ray hears the SIGTERM of a pod that must go.
 RUN apt-get update \\
  && apt-get install --yes --no-install-recommends bash tini wget \\
  && rm -rf /var/lib/apt/lists/*
