@@ -12,6 +12,7 @@ import typer
 from cluster.answers import Json
 from cluster.answers import print_result as _print
 from cluster.data_commands import commands
+from cluster.deploy_commands import deploy
 from cluster.embed_commands import commands as embed_commands
 from cluster.evaluate_commands import commands as evaluate_commands
 from cluster.export_commands import commands as export_commands
@@ -32,6 +33,7 @@ app.add_typer(evaluate_commands)
 app.add_typer(embed_commands)
 app.add_typer(export_commands)
 app.add_typer(job_commands)
+app.add_typer(deploy, name="deploy")
 app.add_typer(runs, name="runs")
 app.add_typer(track, name="track")
 
@@ -197,6 +199,9 @@ def train(
     accept_new_data: Annotated[bool, typer.Option("--accept-new-data", help="Resume on data that has grown.")] = False,
     local: Annotated[bool, typer.Option("--local", help="Processes of this machine, without Ray.")] = False,
     address: Annotated[str | None, typer.Option(metavar="URL", help="A running Ray cluster, e.g. ray://head:10001.")] = None,
+    profile: Annotated[
+        int, typer.Option(metavar="N", min=0, max=1000, help="Profile N steps: a table and traces in RUN/profile.")
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Train, evaluate, export, register and report. Ray on this machine by default.
@@ -211,7 +216,7 @@ def train(
     from cluster.outcome import describe
     from cluster.run import train as run
 
-    result = run(loaded, local=local, address=address, resume=resume, accept_new_data=accept_new_data)
+    result = run(loaded, local=local, address=address, resume=resume, accept_new_data=accept_new_data, profile=profile)
     _print(result, as_json=as_json, text=describe(result))
 
 

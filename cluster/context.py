@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import parent_process
 from pathlib import Path
 
@@ -28,6 +29,7 @@ class RankContext:
     world: int
     local_rank: int
     device: torch.device
+    node: str = field(default_factory=platform.node)  # a name of its machine
     terminated: Callable[[], bool] = never  # this process was told to end (SIGTERM)
     preempted: Callable[[], bool] = never  # a node of the run is about to go. Collective: every rank calls it
 
@@ -73,6 +75,7 @@ def finish() -> None:
 def ray_worker(*, gpu: bool) -> RankContext:
     """A Ray Train worker, whose process group Ray has made."""
     from ray import train
+    from ray.util import get_node_ip_address
 
     context = train.get_context()
     local_rank = context.get_local_rank()
@@ -81,6 +84,7 @@ def ray_worker(*, gpu: bool) -> RankContext:
         context.get_world_size(),
         local_rank,
         device_of(0, gpu=gpu),
+        node=f"{platform.node()} ({get_node_ip_address()})",
         preempted=lambda: train.get_preemption_info() is not None,
     )
 

@@ -25,6 +25,7 @@ class Job:
     steps: int
     histories: tuple[History, ...]  # of the data: every worker and every restart reads what the driver saw
     launch_id: str  # one per start of the driver; restarts of the workers share it
+    profile: int = 0  # how many steps to profile
     versions: Mapping[str, str] = field(default_factory=installed)  # of what decides the numbers, where the driver runs
 
     @property

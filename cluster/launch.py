@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster import attempts
+from cluster import attempts, interfaces
 from cluster.job import Job, forget, refuse_useless
 from cluster.preflight import preflight
 from cluster.processes import RankFailed, run_ranks
@@ -78,6 +78,7 @@ def _rank(rank: int, folder: Path, *, world: int, job: Job) -> None:
 
     context.share_cores(world)
     settings = job.config.cluster
+    interfaces.use(settings.interface)
     here = context.spawned(rank, world, folder / "store", gpu=settings.gpus_per_worker > 0, timeout_s=settings.timeout_s)
     worker_main(here, job)
     collectives.leave()
@@ -102,6 +103,7 @@ def _run_ray(job: Job, address: str | None, stopping: Stopping) -> None:
         _refuse_too_small(job)
         if address is not None:  # on this machine's own Ray the driver has seen all of it
             preflight(job)
+        interfaces.refuse_unknown_on_nodes(settings.interface)
         resources = {"CPU": settings.cpus_per_worker}
         if settings.gpus_per_worker:
             resources["GPU"] = settings.gpus_per_worker
@@ -113,12 +115,14 @@ def _run_ray(job: Job, address: str | None, stopping: Stopping) -> None:
                 elastic_resize_monitor_interval_s=RESIZE_EVERY_S,
                 use_gpu=settings.gpus_per_worker > 0,
                 resources_per_worker=resources,
+                placement_strategy=settings.placement.upper(),
             ),
             torch_config=TorchConfig(backend="nccl" if settings.gpus_per_worker else "gloo", timeout_s=int(settings.timeout_s)),
             run_config=train.RunConfig(
                 name=f"ray-{job.launch_id}",
                 storage_path=str(job.run / ".ray"),
                 failure_config=train.FailureConfig(max_failures=settings.max_failures),
+                worker_runtime_env={"env_vars": interfaces.environment(settings.interface)} if settings.interface else None,
             ),
         )
         try:

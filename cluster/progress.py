@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from cluster import profile_table
 from cluster.runfolder import RunFolder
 
 Report = Callable[[int, "int | None"], None]
@@ -79,7 +80,7 @@ def _plain(label: str, unit: str) -> Callable[..., None]:
 
 @contextmanager
 def following(folder: RunFolder, steps: int) -> Iterator[None]:
-    """Shows a run's steps, loss and recall as its metrics.jsonl grows, its weights' hashes, and new starts of its workers."""
+    """Shows a run's steps, loss and recall as its metrics.jsonl grows, its weights' hashes, its profile, starts of workers."""
     done = threading.Event()
     with bar("training", "steps") as report:
         thread = threading.Thread(target=_follow, args=(folder, steps, report, done), daemon=True)
@@ -94,8 +95,13 @@ def following(folder: RunFolder, steps: int) -> Iterator[None]:
 def _follow(folder: RunFolder, steps: int, report: Callable[..., None], done: threading.Event) -> None:
     seen = {"loss": "", "recall": ""}
     numbers, weights, starts = _Tail(folder.metrics), _Tail(folder.hashes), _Tail(folder.attempts, new_only=True)
+    table = folder.profile / profile_table.FILE
+    before = _written(table)
     while True:
         ending = done.wait(0.5)
+        if _written(table) != before:
+            before = _written(table)
+            say(profile_table.describe(profile_table.read(folder.profile)))
         for row in numbers.read():
             if "train/loss" in row:
                 seen["loss"] = f"loss {row['train/loss']:.3f} · {row.get('train/images_per_s', 0):.0f} images/s"
@@ -105,10 +111,19 @@ def _follow(folder: RunFolder, steps: int, report: Callable[..., None], done: th
         for row in weights.read():
             say(f"step {row['step']}: weights {row['weights']}")
         for row in starts.read():
+            if row["world"] > 1:
+                say(f"nodes: {row['nodes']}")
+            for oddity in row["oddities"]:
+                say(f"note: {oddity}")
             if (ended := row["last_ended"]) is not None:
                 say(f"{row['world']} workers go on from step {row['from_step']}; the attempt before ended: {ended}")
         if ending:
             return
+
+
+def _written(path: Path) -> int | None:
+    """When, if it is there."""
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 class _Tail:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from cluster import attempts, launch, leakage, warm
+from cluster import attempts, interfaces, launch, leakage, warm
 from cluster.check import Facts, check, open_training
 from cluster.context import refuse_few_gpus
 from cluster.description import JOB, DatasetRef, git_tags
@@ -17,6 +17,7 @@ from cluster.disk import check_places
 from cluster.job import Job
 from cluster.outcome import conclude
 from cluster.paths import absolute
+from cluster.profile_table import WARM_UP
 from cluster.progress import following, say
 from cluster.resume import histories_of
 from cluster.runfolder import RunFolder
@@ -52,10 +53,12 @@ def train(
     address: str | None = None,
     resume: bool = False,
     accept_new_data: bool = False,
+    profile: int = 0,
 ) -> dict[str, Any]:
     """Train, export, register and report; returns what result.json holds.
 
     `accept_new_data`: a run that is resumed goes on with what its data has grown by. Its number of steps stays.
+    `profile`: how many steps to profile, soon after the start; that changes nothing in the result.
     Raises ValueError or RuntimeError for what is refused at the start, JobFailed for what breaks afterwards.
     """
     if accept_new_data and not resume:
@@ -69,19 +72,23 @@ def train(
         return before
     if address is None and config.cluster.gpus_per_worker > 0:
         refuse_few_gpus(config.cluster.most_workers if local else config.cluster.least_workers)
+    if address is None:
+        interfaces.refuse_unknown(config.cluster.interface)
     check_places(config)  # before anybody looks for checkpoints there
     manifest = open_training(config)
     if manifest.weighted:
         say("the records have weights, which no loss takes into account: all count alike")
     histories = histories_of(config, folder, manifest, accept_new_data=accept_new_data)
     facts = check(config, histories)
+    if profile and profile + WARM_UP > facts.steps:
+        raise ValueError(f"--profile {profile}: it begins after {WARM_UP} steps, and the run has {facts.steps}")
     tracker = _tracker(config, folder, manifest.kind) if config.tracking.enabled else None
     folder.claim(config)
     warm.keep(config, folder)
     if accept_new_data or not (folder.path / leakage.FILE).exists():
         leakage.check_run(config, manifest, folder.path)
     started = time.time()
-    job = Job(config, folder.path, steps=facts.steps, histories=histories, launch_id=uuid.uuid4().hex[:8])
+    job = Job(config, folder.path, steps=facts.steps, histories=histories, launch_id=uuid.uuid4().hex[:8], profile=profile)
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     stopping = Stopping()
     try:

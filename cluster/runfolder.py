@@ -1,7 +1,7 @@
 """The folder of a run: the one place where workers, driver and tools meet.
 
 config.yaml  metrics.jsonl  attempts.jsonl  quarantine.jsonl  leakage.json  hashes.jsonl  stacks/
-checkpoints/  init.safetensors  export/  report/  result.json  tracking.json  description.json
+checkpoints/  init.safetensors  export/  report/  profile/  result.json  tracking.json  description.json
 """
 
 from __future__ import annotations
@@ -72,6 +72,11 @@ class RunFolder:
         return self.path / "export"
 
     @property
+    def profile(self) -> Path:
+        """Where the time of a step goes, when that was asked for."""
+        return self.path / "profile"
+
+    @property
     def init(self) -> Path:
         return self.path / "init.safetensors"
 
@@ -94,7 +99,8 @@ class RunFolder:
     def artifacts(self) -> dict[Path, str]:
         """What is kept of the run in MLflow beside its metrics: local path -> folder there, "" for the root."""
         report = self.path / "report"
-        return {self.config_file: "", self.metrics: "", report: "report", self.result_file: ""}
+        named = {report: "report", self.profile: "profile"}
+        return {self.config_file: "", self.metrics: "", **named, self.result_file: ""}
 
     def exists(self) -> bool:
         return self.config_file.exists()

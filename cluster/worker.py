@@ -15,6 +15,8 @@ from cluster.building import augmented, build_training, evaluator
 from cluster.context import RankContext
 from cluster.job import Job, refuse_useless, stop
 from cluster.memory import memory_advice, out_of_memory
+from cluster.nodes import describe, nodes_of_ranks, oddities
+from cluster.profiling import Profile
 from cluster.resume import refuse_other
 from cluster.runfolder import MetricsFile, RunFolder, append_line, write_atomically
 from cluster.saving import Saving
@@ -69,7 +71,9 @@ def _train(context: RankContext, job: Job) -> None:
     if config.train.compile:
         training.encoder.compile()  # in place: the names of the weights stay
     store = folder.checkpoints(config)
-    saved = collectives.from_first(lambda: _begin(context, job, store))
+    nodes = nodes_of_ranks(context.node, context.device)
+    about = {"device": str(context.device), "nodes": describe(nodes), "oddities": oddities(nodes)}
+    saved = collectives.from_first(lambda: _begin(context, job, store, about))
     if saved is not None:
         refuse_other(saved, config)
         state.restore(saved, training)
@@ -87,15 +91,28 @@ def _train(context: RankContext, job: Job) -> None:
         lambda reason: attempts.ended(job.run, f"rank {context.rank} {reason}", sure=True),
         first_s=COMPILE_S if config.train.compile else 0.0,
     )
+    profile = Profile(
+        folder.profile,
+        job.profile,
+        start=start,
+        parameters=list(training.encoder.parameters()) if job.profile else [],
+        device=context.device,
+        nodes=[node.name for node in nodes],
+    )
+
+    def beat(step: int) -> None:
+        watchdog.beat(step)
+        profile.beat(step)
+
     hooks = Hooks(
         prepare=augmented(config, dtype),
         evaluate=evaluator(config, context, dtype, watchdog.beat),
         log=saving.log,
         save=saving.save,
         wish=_wish(context, job),
-        beat=watchdog.beat,
+        beat=beat,
     )
-    with saving, _loader(context, job, manifest, position) as stream, watchdog:
+    with saving, _loader(context, job, manifest, position) as stream, watchdog, profile:
         last = fit(config, training, stream, hooks, start=start, steps=job.steps)
     if last < job.steps and not training.control.ended and context.rank == 0:
         asked = job.request.read_text(encoding="utf-8") if job.request.exists() else "stopped by SIGTERM to a worker"
@@ -137,7 +154,7 @@ def _wish(context: RankContext, job: Job) -> Callable[[], Wish]:
     return wish
 
 
-def _begin(context: RankContext, job: Job, store: Store) -> Saved | None:
+def _begin(context: RankContext, job: Job, store: Store, about: dict[str, Any]) -> Saved | None:
     """The checkpoint to go on from, once what the last attempt left is put away and this one has its row."""
     folder = RunFolder(job.run)
     store.collect()
@@ -151,6 +168,6 @@ def _begin(context: RankContext, job: Job, store: Store) -> Saved | None:
         world=context.world,
         from_step=0 if found.saved is None else found.saved.step,
         skipped=found.skipped,
-        more={"device": str(context.device)},
+        more=about,
     )
     return found.saved

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, field_serializer, field_validator, model_validator
 
@@ -58,6 +58,10 @@ class Cluster(Section):
     )
     timeout_s: Seconds = Field(300, description="no collective and no step may take longer")
     start_timeout_s: Seconds = Field(120, description="longest wait for the workers to start")
+    interface: Annotated[str, Field(pattern=r"^[!-.0-~]{1,15}$")] | None = Field(
+        None, description="network interface over which workers talk (eth0, ib0, lo); default: gloo and NCCL choose"
+    )
+    placement: Literal["pack", "spread"] = Field("pack", description="workers on as few nodes as will do, or on as many")
 
     @property
     def most_workers(self) -> int:

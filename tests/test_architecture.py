@@ -48,7 +48,9 @@ def test_imports_follow_the_dependency_direction(path: Path) -> None:
             assert path == ROOT / "trainer" / "collectives.py", f"{path} imports {name}"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["verify", "--help"], ["recipes"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["verify", "--help"], ["deploy", "kuberay", "--help"], ["recipes"]]
+)
 def test_help_loads_no_heavy_library(arguments: list[str]) -> None:
     code = (
         f"import sys; sys.argv = ['nearfar', *{arguments!r}]\n"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.batch import Batch
+from trainer import ranges
 from trainer.family import Stats
 from trainer.frozen import with_frozen
 
@@ -34,26 +35,29 @@ def backward(
     Collective: every rank calls it, and each all-reduces the encoder's gradients once.
     """
     if pieces is None or len(pieces) == 1:
-        with _autocast(images, autocast):
+        with ranges.part(ranges.FORWARD), _autocast(images, autocast):
             vectors = encoder(images)
         loss, stats = compare(objective, vectors, batch, **extra)
-        (loss if scale is None else loss * scale).backward()  # type: ignore[no-untyped-call]
+        with ranges.part(ranges.BACKWARD):
+            (loss if scale is None else loss * scale).backward()  # type: ignore[no-untyped-call]
         return loss.detach(), stats
     states: list[list[Tensor]] = []
     parts = torch.split(images, list(pieces))
-    with torch.no_grad(), _autocast(images, autocast):
+    with ranges.part(ranges.FORWARD), torch.no_grad(), _autocast(images, autocast):
         vectors = torch.cat([_forward(encoder, part, states) for part in parts])
     vectors.requires_grad_()
     loss, stats = compare(objective, vectors, batch, **extra)
-    (loss if scale is None else loss * scale).backward()  # type: ignore[no-untyped-call]
+    with ranges.part(ranges.BACKWARD):
+        (loss if scale is None else loss * scale).backward()  # type: ignore[no-untyped-call]
     assert vectors.grad is not None
     for i, (part, grad) in enumerate(zip(parts, torch.split(vectors.grad, list(pieces)), strict=True)):
         last = i == len(parts) - 1
         with _no_sync(encoder) if not last else nullcontext():
             _restore(images.device, states[i])
-            with _autocast(images, autocast):
+            with ranges.part(ranges.FORWARD), _autocast(images, autocast):
                 again = encoder(part)
-            again.backward(grad)
+            with ranges.part(ranges.BACKWARD):
+                again.backward(grad)
     return loss.detach(), stats
 
 
@@ -72,14 +76,15 @@ def compare(objective: nn.Module, vectors: Tensor, batch: Batch, **extra: Any) -
     if batch.target is not None:
         extra.setdefault("target", batch.target)
     own = {"uid": batch.uid, "view": batch.view, "record": batch.record, "match": batch.match, "valid": batch.valid}
-    value, stats = objective(with_frozen(vectors, batch), batch.group, **own, **extra)
+    with ranges.part(ranges.LOSS):
+        value, stats = objective(with_frozen(vectors, batch), batch.group, **own, **extra)
     return value, stats
 
 
 @torch.no_grad()
 def encode(encoder: nn.Module, images: Tensor, pieces: Sequence[int] | None, autocast: torch.dtype | None) -> Tensor:
     """Vectors [k, D] of `images` without graph, piece by piece."""
-    with _autocast(images, autocast):
+    with ranges.part(ranges.FORWARD), _autocast(images, autocast):
         return torch.cat([encoder(part) for part in torch.split(images, list(pieces or [len(images)]))])
 
 

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trainer import ranges
+
 T = TypeVar("T")
 _alone = False
 
@@ -45,8 +47,9 @@ def sizes(num_rows: int, device: torch.device) -> list[int]:
         return [num_rows]
     mine = torch.tensor([num_rows], dtype=torch.int64, device=device)
     every = [torch.empty_like(mine) for _ in range(world())]
-    dist.all_gather(every, mine)
-    return [int(n) for n in torch.cat(every).tolist()]
+    with ranges.part(ranges.GATHER):
+        dist.all_gather(every, mine)
+        return [int(n) for n in torch.cat(every).tolist()]
 
 
 def gather(rows: Tensor, num_rows: Sequence[int]) -> Tensor:
@@ -58,7 +61,8 @@ def gather(rows: Tensor, num_rows: Sequence[int]) -> Tensor:
         return rows
     longest = max(num_rows)
     parts = [rows.new_empty((longest, *rows.shape[1:])) for _ in num_rows]
-    dist.all_gather(parts, _padded(rows.contiguous(), longest))
+    with ranges.part(ranges.GATHER):
+        dist.all_gather(parts, _padded(rows.contiguous(), longest))
     return torch.cat([part[:n] for part, n in zip(parts, num_rows, strict=True)])
 
 
@@ -69,7 +73,8 @@ def scatter_sum(rows: Tensor, num_rows: Sequence[int]) -> Tensor:
     longest = max(num_rows)
     parts = [_padded(part, longest).contiguous() for part in torch.split(rows, list(num_rows))]
     mine = torch.empty_like(parts[0])
-    dist.reduce_scatter(mine, parts, op=dist.ReduceOp.SUM)
+    with ranges.part(ranges.REDUCE):
+        dist.reduce_scatter(mine, parts, op=dist.ReduceOp.SUM)
     return mine[: num_rows[rank()]]
 
 
@@ -87,7 +92,8 @@ def _reduced(x: Tensor, how: dist.ReduceOp.RedOpType) -> Tensor:
     if world() == 1:
         return x
     found = x.clone()
-    dist.all_reduce(found, op=how)
+    with ranges.part(ranges.REDUCE):
+        dist.all_reduce(found, op=how)
     return found
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from configs.schema import RunConfig
 from pipelines.batch import Batch
-from trainer import collectives, reproducible
+from trainer import collectives, ranges, reproducible
 from trainer.agreement import Agreement, Wish
 from trainer.backward import backward, encode, pieces_of
 from trainer.optim import set_rate
@@ -70,30 +70,35 @@ def fit(config: RunConfig, training: Training, stream: Stream, hooks: Hooks, *, 
     for step in range(start + 1, steps + 1):
         rate = learning_rate(config.optim, step, steps)
         set_rate(training.optimizer, rate)
-        batch = next(stream)
+        with ranges.part(ranges.DATA):
+            batch = next(stream)
         pieces = pieces_of(batch, settings.micro_batch)  # read on the host, before the batch leaves it
-        batch = batch.pin().to(device) if device.type == "cuda" else batch
+        with ranges.part(ranges.PREPARE):
+            batch = batch.pin().to(device) if device.type == "cuda" else batch
         due = [step % every == 0 or step == steps for every in (settings.log_every, settings.evaluate_every)]
         wish = agreement.at(step)
         keep = step % settings.checkpoint_every == 0 or step == steps or wish is not Wish.NONE
         keys = None if training.keys is None else training.keys.module
         if settings.reproducible:
             assert pieces is not None
-            parts = reproducible.prepared(batch, pieces, hooks.prepare)
+            with ranges.part(ranges.PREPARE):
+                parts = reproducible.prepared(batch, pieces, hooks.prepare)
             about = reproducible.Step(step, config.seed, autocast, with_stats=due[0])
             loss, stats = reproducible.backward(encoder, objective, parts, batch, about, keys=keys)
         else:
-            images = hooks.prepare(batch)
+            with ranges.part(ranges.PREPARE):
+                images = hooks.prepare(batch)
             extra: dict[str, Any] = {"step": step, "with_stats": due[0], "scale": control.loss_scale}
             if keys is not None:
                 extra["keys"] = encode(keys, images, pieces, autocast)
             loss, stats = backward(encoder, objective, images, batch, pieces=pieces, autocast=autocast, **extra)
             control.unscale_(parameters)
-        norm = clip_(parameters, objective, config.optim.clip_norm)
-        accepted = control.accept(step, loss, norm, look=due[0] or keep)
-        if accepted:
-            training.update(step)
-        training.optimizer.zero_grad(set_to_none=True)
+        with ranges.part(ranges.OPTIMIZER):
+            norm = clip_(parameters, objective, config.optim.clip_norm)
+            accepted = control.accept(step, loss, norm, look=due[0] or keep)
+            if accepted:
+                training.update(step)
+            training.optimizer.zero_grad(set_to_none=True)
         numbers: dict[str, float] = {}
         if due[0]:
             numbers = {"train/loss": float(loss), "train/lr": rate, "train/grad_norm": float(norm)}

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from configs.errors import Unrecoverable
 from pipelines.batch import Batch
-from trainer import collectives
+from trainer import collectives, ranges
 from trainer.family import Stats
 from trainer.frozen import with_frozen
 
@@ -77,7 +77,7 @@ def backward(
     with_given = with_frozen(vectors, batch)
     everyone = rows.gather(with_given.detach()).requires_grad_()  # [G, D]
     about: dict[str, Any] = {**rows.ids(batch), "keys": others, "step": step.number, "with_stats": step.with_stats}
-    with collectives.alone():
+    with ranges.part(ranges.LOSS), collectives.alone():
         loss, stats = objective(everyone, **about)
         loss.backward()
     assert everyone.grad is not None
@@ -154,7 +154,7 @@ def _encode(encoder: nn.Module, images: Tensor, step: Step, piece: int) -> Tenso
     cast: AbstractContextManager[object] = nullcontext()
     if step.autocast is not None:
         cast = torch.autocast(images.device.type, dtype=step.autocast)
-    with cast:
+    with ranges.part(ranges.FORWARD), cast:
         vectors: Tensor = encoder(images)
     return vectors.float()
 
@@ -166,7 +166,9 @@ def _add_up(encoder: nn.Module, parts: Sequence[Tensor], grad: Tensor, step: Ste
         return
     sums: dict[nn.Parameter, Tensor] = {}
     for i, (part, by_vectors) in enumerate(zip(parts, torch.split(grad, [len(part) for part in parts]), strict=True)):
-        _encode(encoder, part, step, first + i).backward(by_vectors.clone())  # type: ignore[no-untyped-call]
+        again = _encode(encoder, part, step, first + i)
+        with ranges.part(ranges.BACKWARD):
+            again.backward(by_vectors.clone())  # type: ignore[no-untyped-call]
         for p in parameters:
             if p.grad is not None:
                 sums[p] = sums[p].add_(p.grad) if p in sums else p.grad.double()

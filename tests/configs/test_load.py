@@ -123,6 +123,8 @@ def test_settings_that_only_set_the_pace_do_not_change_the_identity(good: Path) 
         assert load_config(good, [pace]).identity() == base
     for pace in ("data.threads=5", "cluster.workers=4", "train.log_every=1", "train.micro_batch=64", "tracking.experiment=x"):
         assert load_config(good, [pace]).identity() == base
+    for pace in ("cluster.interface=lo", "cluster.placement=spread"):
+        assert load_config(good, [pace]).identity() == base
     for matter in ("seed=8", "data.batch=128", "optim.lr=1e-3", "loss.temperature=0.1", "encoder.dim=64", "train.steps=5"):
         assert load_config(good, [matter]).identity() != base
     for matter in ("encoder.freeze=1", "encoder.init=x", "optim.layer_decay=0.5", "train.early_stop={patience: 2}"):

@@ -1,0 +1,1 @@
+"""Manifests for Kubernetes and a Dockerfile, made from a run's config."""
