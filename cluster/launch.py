@@ -103,7 +103,6 @@ def _run_ray(job: Job, address: str | None, stopping: Stopping) -> None:
         _refuse_too_small(job)
         if address is not None:  # on this machine's own Ray the driver has seen all of it
             preflight(job)
-        interfaces.refuse_unknown_on_nodes(settings.interface)
         resources = {"CPU": settings.cpus_per_worker}
         if settings.gpus_per_worker:
             resources["GPU"] = settings.gpus_per_worker

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from cluster import interfaces
 from cluster.job import Job
 from cluster.runfolder import write_atomically
 from cluster.store import tracking_uri
@@ -26,6 +27,7 @@ class Places:
     cache: str | None
     checkpoints: str | None
     server: str | None  # http address of MLflow
+    interface: str | None = None
 
 
 def preflight(job: Job) -> None:
@@ -60,6 +62,7 @@ def look(places: Places, word: str) -> list[str]:
         *(told for setting, place in places.data if (told := _data(setting, place, places.cache))),
         *_checkpoints(places.checkpoints),
         *_server(places.server),
+        *_interface(places.interface),
     ]
 
 
@@ -70,7 +73,7 @@ def _places(job: Job, probe: Path) -> Places:
     data += [("evaluate.gallery", config.evaluate.gallery)] if config.evaluate.gallery is not None else []
     uri = tracking_uri(config.tracking, Path(config.cluster.storage))
     server = uri if config.tracking.enabled and uri.startswith(("http://", "https://")) else None
-    return Places(probe, tuple(data), config.data.cache, config.cluster.checkpoints, server)
+    return Places(probe, tuple(data), config.data.cache, config.cluster.checkpoints, server, config.cluster.interface)
 
 
 def _refuse_unreachable(places: Places, nodes: list[dict[str, object]]) -> None:
@@ -158,3 +161,11 @@ def _server(uri: str | None) -> list[str]:
     except (OSError, ValueError) as error:
         parts = urlsplit(uri)
         return [f"tracking.uri: nobody answers at {parts.scheme}://{parts.hostname}:{parts.port or 80} ({error})"]
+
+
+def _interface(name: str | None) -> list[str]:
+    try:
+        interfaces.refuse_unknown(name)
+    except ValueError as error:
+        return [str(error)]
+    return []

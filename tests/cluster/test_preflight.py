@@ -34,10 +34,11 @@ def test_each_thing_that_a_node_does_not_reach_is_named(places: Places, tmp_path
         data=(("data.train", "/nowhere"), *places.data),
         checkpoints=f"http://127.0.0.1:{port}/ck",
         server=f"http://127.0.0.1:{port}",
+        interface="no0",
     )
     found = look(places, "another word")
     settings = [sentence.partition(":")[0] for sentence in found]
-    assert settings == ["cluster.storage", "data.train", "cluster.checkpoints", "tracking.uri"]
+    assert settings == ["cluster.storage", "data.train", "cluster.checkpoints", "tracking.uri", "cluster.interface"]
     assert "is not the folder that the driver sees" in found[0]
     assert "/nowhere" in found[1]
     assert f"127.0.0.1:{port}" in found[3]
