@@ -21,6 +21,6 @@ def refuse_unknown(interface: str | None) -> None:
     names = [name for _, name in socket.if_nameindex()]
     if interface is not None and interface not in names:
         raise ValueError(
-            f"cluster.interface: there is no {interface!r} here, but {', '.join(sorted(names))}; null leaves the choice to gloo "
+            f"cluster.interface: there is no {interface!r} here, but {', '.join(sorted(names))}; null leaves it to gloo "
             "and NCCL"
         )

@@ -50,7 +50,7 @@ def test_an_unknown_interface_is_refused_with_those_there_are(nearfar: Callable[
     answer = nearfar("train", config_file, "--local", "--set", "cluster.interface=nosuch0")
     assert answer.code == 2
     assert "cluster.interface: there is no 'nosuch0' here, but " in answer.err
-    assert "lo" in answer.err.partition("there are")[2]
+    assert "lo" in answer.err.partition("but")[2]
     assert not (config_file.parent / "runs" / "small").exists()
 
 
