@@ -52,7 +52,11 @@ def histories_of(
     Raises ValueError that says what is not as it was.
     """
     store = folder.checkpoints(config)
-    found = checkpoints.search(store)
+    try:
+        found = checkpoints.search(store)
+    except OSError as error:
+        setting = "cluster.storage" if config.cluster.checkpoints is None else "cluster.checkpoints"
+        raise RuntimeError(f"{setting}: {error}") from error
     for reason in found.skipped:
         logger.warning("checkpoint passed over: %s", reason)
     saved = found.saved

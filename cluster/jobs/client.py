@@ -41,7 +41,8 @@ def connect(address: str | None) -> JobSubmissionClient:
         os.environ.pop(name, None)
     from ray.job_submission import JobSubmissionClient
 
-    for name in ("dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging"):  # a command says itself what it does
+    # A command says itself what it does.
+    for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
         logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)
     try:
         client = JobSubmissionClient(url)
