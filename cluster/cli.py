@@ -15,6 +15,7 @@ from cluster.data_commands import commands
 from cluster.embed_commands import commands as embed_commands
 from cluster.evaluate_commands import commands as evaluate_commands
 from cluster.export_commands import commands as export_commands
+from cluster.plan_commands import commands as plan_commands
 from cluster.runs_commands import runs
 from cluster.track_commands import track
 
@@ -30,6 +31,7 @@ app.add_typer(commands)
 app.add_typer(evaluate_commands)
 app.add_typer(embed_commands)
 app.add_typer(export_commands)
+app.add_typer(plan_commands)
 app.add_typer(runs, name="runs")
 app.add_typer(track, name="track")
 
