@@ -11,7 +11,7 @@ from cluster.plan.gpus import Gpu, flops_per_second
 from cluster.plan.memory import MOMENTS, Holding, Memory, largest_piece, memory
 from cluster.plan.models import EncoderFacts
 from cluster.plan.reading import Reading, amplification, pool_bytes
-from cluster.plan.wire import Call, Links, LossFacts, Share, Step, calls, centre_calls, seconds, sent
+from cluster.plan.wire import Call, Links, LossFacts, Share, Step, as_gloo, calls, centre_calls, seconds, sent
 from configs.schema import RunConfig
 
 LOSS_FACTOR, PRODUCT_SHARE = 1.7, 0.7  # a row loss over its three matrix products; what these reach of fp32's peak
@@ -101,6 +101,8 @@ def plan_for(world: int, facts: Facts, given: Assumptions) -> Scale:
         at_once = memory(held, share, candidates, math.ceil(used * per_record))
     step = step_of(facts, share, pieces=math.ceil(share.records / used))
     traffic = traffic_of(step, facts.losses, world)
+    if given.gpu.name == "cpu":
+        traffic = as_gloo(traffic, world)
     reading = Reading(data.num_records, data.record_bytes, config.data.block_mb * 2**20, config.data.lanes, config.data.window)
     amplified = amplification(reading, nodes) if data.remote else 1.0
     per_step = config.data.batch * data.record_bytes * amplified

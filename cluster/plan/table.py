@@ -68,7 +68,7 @@ def _memory_lines(facts: Facts) -> list[Line]:
     return [
         (f"{what} of a step on a GPU", lambda s, b: f"{s.share.records:,}"),
         (f"{what} encoded at once (train.micro_batch)", _piece),
-        ("memory of a GPU, GB", lambda s, b: number(s.memory.total / 1e9)),
+        ("memory of a GPU at its peak, GB", lambda s, b: number(s.memory.total / 1e9)),
         ("  weights, gradients, moments", lambda s, b: number(s.memory.weights / 1e9)),
         ("  activations", lambda s, b: number(s.memory.activations / 1e9)),
         ("  loss", lambda s, b: number(s.memory.loss / 1e9)),
