@@ -208,7 +208,6 @@ def _prefixes(config: RunConfig, part: Part, module: nn.Module, data: DataFacts,
 def _loss(config: RunConfig, part: Part, objective: Objective, data: DataFacts, dim: int, *, cpu: bool) -> LossFacts:
     loss, size = objective.loss, 8 if config.train.precision == "fp64" else 4
     target = isinstance(loss, Similarities) or objective.guards.ignore_closer_than is not None or config.train.reproducible
-    twice = objective.candidates == "other_view"  # two passes: measured, see tests/cluster/test_plan_memory.py
     about = LossFacts(
         family="rows",
         dim=dim,
@@ -216,8 +215,8 @@ def _loss(config: RunConfig, part: Part, objective: Objective, data: DataFacts, 
         memory=0 if objective.memory is None else objective.memory.size,
         parameters=sum(p.numel() for p in loss.parameters() if p.requires_grad),
         target_dim=data.target_dim if target else 0,
-        copies=3.25 if twice else 3.0,
-        chunk_bytes=round((objective.chunk_bytes or CHUNK_BYTES[cpu]) * (2.25 if twice else 1)),
+        copies=4.0 if objective.candidates == "other_view" else 3.0,  # two passes hold copies of theirs
+        chunk_bytes=objective.chunk_bytes or CHUNK_BYTES[cpu],
     )
     if isinstance(loss, Elementwise) or (isinstance(loss, RowLoss) and data.kind == "labelled_pair" and loss.given is not None):
         return replace(about, family="given")
