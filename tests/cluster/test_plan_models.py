@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cluster import estimate
 from cluster.plan.models import MODELS, ResNet, Vit, published
 
+SLOW = pytest.mark.acceptance
 # torchvision's documentation of its weights: parameters and GFLOPs (multiplications) with a head of 1000 classes.
 PUBLISHED = {
     "vit-b16": (86_567_656, 17.56),
@@ -97,7 +98,10 @@ def plain_of(name: str, image_size: int) -> nn.Module:
     return PlainVit(shape, image_size) if isinstance(shape, Vit) else plain_resnet(shape)
 
 
-@pytest.mark.parametrize(("name", "image_size"), [("vit-s16", 224), ("vit-b32", 96), ("vit-l14", 224), ("resnet50", 224)])
+@pytest.mark.parametrize(
+    ("name", "image_size"),
+    [("vit-s16", 224), ("vit-b32", 96), pytest.param("vit-l14", 224, marks=SLOW), ("resnet50", 224)],
+)
 def test_shapes_of_the_built_network_give_what_the_table_says(name: str, image_size: int) -> None:
     with torch.device("meta"):
         network = plain_of(name, image_size)
@@ -109,7 +113,9 @@ def test_shapes_of_the_built_network_give_what_the_table_says(name: str, image_s
     assert counter.get_total_flops() / 2 == pytest.approx(facts.forward_flops, rel=0.01)
 
 
-@pytest.mark.parametrize(("name", "device"), [("vit-s16", "cpu"), ("resnet50", "meta")])  # on meta attention is not fused
+@pytest.mark.parametrize(
+    ("name", "device"), [("vit-s16", "cpu"), pytest.param("resnet50", "meta", marks=SLOW)]
+)  # on meta attention is not fused
 def test_autograd_keeps_what_the_table_says(name: str, device: str) -> None:
     with torch.device(device):
         network = plain_of(name, 224)
@@ -117,7 +123,7 @@ def test_autograd_keeps_what_the_table_says(name: str, device: str) -> None:
     assert kept == pytest.approx(published(name, 224, None, "fp32").kept_bytes, rel=0.05)
 
 
-@pytest.mark.parametrize("name", ["vit-s16", pytest.param("resnet50", marks=pytest.mark.acceptance)])
+@pytest.mark.parametrize("name", [pytest.param("vit-s16", marks=SLOW), pytest.param("resnet50", marks=SLOW)])
 def test_autograd_keeps_under_autocast_what_the_table_says(name: str) -> None:
     network = plain_of(name, 64)
     kept = estimate.saved_bytes(network, 64, autocast=torch.bfloat16)

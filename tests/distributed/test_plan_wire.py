@@ -33,6 +33,7 @@ from trainer.objective import build_objective
 from trainer.optim import Average
 
 CLASSES, RECORDS, SIDE = 40, 90, 8  # 90 pairs are not shared evenly by 4 ranks
+SLOW = pytest.mark.acceptance
 ROOT = Path(__file__).parents[2]
 SMALL = {"name": "convnet", "dim": 96, "patch": 2, "widths": [16], "blocks": 1, "grid": 2}
 
@@ -196,7 +197,7 @@ def by_kind(calls: list[Call]) -> Counter[str]:
     return found
 
 
-@pytest.mark.parametrize("world", [1, 2, pytest.param(4, marks=pytest.mark.acceptance)])
+@pytest.mark.parametrize("world", [pytest.param(1, marks=SLOW), 2, pytest.param(4, marks=SLOW)])
 def test_every_call_is_given_the_bytes_that_the_plan_says(world: int) -> None:
     every = {name: case.facts() for name, case in CASES.items()}
     ranks = run_ranks(world, measure, every) if world > 1 else [measure(every)]
