@@ -17,6 +17,7 @@ from cluster.embed_commands import commands as embed_commands
 from cluster.evaluate_commands import commands as evaluate_commands
 from cluster.export_commands import commands as export_commands
 from cluster.job_commands import commands as job_commands
+from cluster.plan_commands import commands as plan_commands
 from cluster.runs_commands import runs
 from cluster.track_commands import track
 
@@ -34,6 +35,7 @@ app.add_typer(embed_commands)
 app.add_typer(export_commands)
 app.add_typer(job_commands)
 app.add_typer(deploy, name="deploy")
+app.add_typer(plan_commands)
 app.add_typer(runs, name="runs")
 app.add_typer(track, name="track")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ def worker_bytes(config: RunConfig, manifest: Manifest, encoder: nn.Module, obje
         given("encoder", config.encoder): (4 * size + sums) * _numel(encoder.parameters()),
         "loss.name (its parameters)": (4 * size + sums) * _numel(objective.parameters()),
         "data.image_size, data.batch, train.micro_batch (activations)": (
-            _saved_bytes(encoder, config.data.image_size) * piece * images * size // 4
+            saved_bytes(encoder, config.data.image_size) * piece * images * size // 4
         ),
         "data.image_size, data.batch, data.prefetch (batches read ahead)": (
             share * images * pixels * (config.data.prefetch + 1 + size)
@@ -98,10 +98,13 @@ class _Allowance(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _saved_bytes(encoder: nn.Module, image_size: int) -> int:
-    """What autograd keeps for one image, in bytes, measured on two; of a large encoder by the shapes alone, if it lets us."""
+def saved_bytes(encoder: nn.Module, image_size: int, *, autocast: torch.dtype | None = None) -> int:
+    """What autograd keeps for one image, in bytes, measured on two; of a large encoder by the shapes alone, if it lets us.
+
+    Shapes tell nothing of `autocast`: a large encoder keeps less with it than this says.
+    """
     if image_size <= SMALL_IMAGE and _numel(encoder.parameters()) <= SMALL_ENCODER:
-        with suppress(_TooMuch):
+        with suppress(_TooMuch), nullcontext() if autocast is None else torch.autocast("cpu", dtype=autocast):
             return _kept(encoder, image_size, "cpu", most=MOST_TRIED)
     try:  # imports torch's compiler, which takes seconds
         return _kept(copy.deepcopy(encoder).to("meta"), image_size, "meta", most=None)
