@@ -16,6 +16,7 @@ from cluster.embed_commands import commands as embed_commands
 from cluster.evaluate_commands import commands as evaluate_commands
 from cluster.export_commands import commands as export_commands
 from cluster.runs_commands import runs
+from cluster.sweep_commands import commands as sweep_commands
 from cluster.track_commands import track
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ app.add_typer(commands)
 app.add_typer(evaluate_commands)
 app.add_typer(embed_commands)
 app.add_typer(export_commands)
+app.add_typer(sweep_commands)
 app.add_typer(runs, name="runs")
 app.add_typer(track, name="track")
 

@@ -93,7 +93,7 @@ def following(folder: RunFolder, steps: int) -> Iterator[None]:
 
 def _follow(folder: RunFolder, steps: int, report: Callable[..., None], done: threading.Event) -> None:
     seen = {"loss": "", "recall": ""}
-    numbers, weights, starts = _Tail(folder.metrics), _Tail(folder.hashes), _Tail(folder.attempts, new_only=True)
+    numbers, weights, starts = Tail(folder.metrics), Tail(folder.hashes), Tail(folder.attempts, new_only=True)
     while True:
         ending = done.wait(0.5)
         for row in numbers.read():
@@ -111,7 +111,7 @@ def _follow(folder: RunFolder, steps: int, report: Callable[..., None], done: th
             return
 
 
-class _Tail:
+class Tail:
     """The objects of a JSONL file, each once."""
 
     def __init__(self, path: Path, *, new_only: bool = False) -> None:
