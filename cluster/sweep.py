@@ -29,6 +29,13 @@ from configs.load import dump_config
 PARENT_S = 20.0  # to wait for MLflow before the first trial, so that all lie inside the sweep's run
 JOINING_S = 10.0  # to wait for nodes of a cluster that is only starting
 LOOK_S = 2.0
+QUIET_TUNE = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # whose tables come even when told to be silent
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that was stopped ends without a score
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
 AGAIN = "the same command goes on"
 logger = logging.getLogger(__name__)
 
@@ -97,11 +104,7 @@ def _train(
     plan: Plan, left: list[Trial], tracker: Tracker | None, stopping: Stopping, parallel: int | None, address: str | None
 ) -> None:
     quiet_ray()
-    os.environ |= {
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    }
+    os.environ |= QUIET_TUNE
     with redirect_stdout(sys.stderr):
         import ray
 
@@ -137,7 +140,7 @@ def _tuner(plan: Plan, left: list[Trial], parent: str | None, request: Path, par
 
     from cluster.sweep_tune import Given, Halving, TrialActor, Work
 
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is told in the table
     trials = {trial.name: trial for trial in left}
     scheduler = None
     seen: dict[str, int] = {}
@@ -162,6 +165,7 @@ def _tuner(plan: Plan, left: list[Trial], parent: str | None, request: Path, par
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(plan.folder / ".tune"),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             failure_config=tune.FailureConfig(max_failures=plan.config.cluster.max_failures),
             verbose=0,
         ),

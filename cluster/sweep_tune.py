@@ -61,7 +61,8 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         assert work is not None
         self._work, self._trial = work, work.trials[config[NAME]]
         self._told_to_end_at: float | None = None
-        self._tail, self._rows = Tail(RunFolder(self._trial.run).metrics), []  # type: tuple[Tail, list[dict[str, Any]]]
+        self._tail = Tail(RunFolder(self._trial.run).metrics)
+        self._rows: list[dict[str, Any]] = []
         self._process = None if self._asked() else self._start()
 
     def step(self) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class Setting:
         if self.kind in ("choice", "grid"):
             return len(self.values)
         if self.kind == "randint":
-            return self.values[1] - self.values[0] + 1
+            return float(self.values[1] - self.values[0] + 1)
         return self._num_steps() + 1 if self.kind == "quniform" else math.inf
 
     def _num_steps(self) -> int:

@@ -120,7 +120,7 @@ def test_bad_trials_are_stopped_early_and_a_failing_one_ends_nothing(config: Pat
     (tmp_path / "space.yaml").write_text("optim.lr: {grid: [3.0e-3, 1.0e-6, 2.0e-6, 1.0e+30]}\n")
     text = config.read_text().replace("steps: 90", "steps: 600").replace("evaluate_every: 10", "evaluate_every: 20")
     config.write_text(text.replace("warmup_steps: 5", "warmup_steps: 0, clip_norm: null"))
-    found = finish(start(config, "--parallel", "1", "--grace-steps", "40"))
+    found = finish(start(config, "--parallel", "1", "--grace-steps", "40", "--metric", "map_at_r"))
     by_rate = {one["settings"]["optim.lr"]: one for one in found["trials"]}
     assert by_rate[3.0e-3]["status"] == "FINISHED"
     assert found["best"]["trial"] == by_rate[3.0e-3]["trial"]
