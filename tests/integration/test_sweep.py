@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,11 +116,11 @@ def test_six_trials_survive_their_driver_and_the_best_config_gives_the_same_numb
     assert again["trials"] == found["trials"]
 
 
-def test_bad_trials_are_stopped_early_and_a_failing_one_ends_nothing(config: Path, tmp_path: Path) -> None:
-    # One after the other, the best rate first: those after it are worse at the first rung. The last one's loss overflows.
-    (tmp_path / "space.yaml").write_text("optim.lr: {grid: [3.0e-3, 1.0e-6, 2.0e-6, 1.0e+30]}\n")
-    text = config.read_text().replace("steps: 90", "steps: 600").replace("evaluate_every: 10", "evaluate_every: 20")
-    config.write_text(text.replace("warmup_steps: 5", "warmup_steps: 0, clip_norm: null"))
+def test_bad_trials_are_stopped_early(config: Path, tmp_path: Path) -> None:
+    # One after the other, the best rate first: those after it are worse at the first rung.
+    (tmp_path / "space.yaml").write_text("optim.lr: {grid: [3.0e-3, 1.0e-6, 2.0e-6]}\n")
+    text = config.read_text().replace("steps: 90", "steps: 300").replace("evaluate_every: 10", "evaluate_every: 20")
+    config.write_text(text)
     found = finish(start(config, "--parallel", "1", "--grace-steps", "40", "--metric", "map_at_r"))
     by_rate = {one["settings"]["optim.lr"]: one for one in found["trials"]}
     assert by_rate[3.0e-3]["status"] == "FINISHED"
@@ -129,19 +130,34 @@ def test_bad_trials_are_stopped_early_and_a_failing_one_ends_nothing(config: Pat
         one = by_rate[rate]
         assert one["status"] == "STOPPED", found["stderr"]
         assert "stopped early at step 40" in one["reason"]
-        assert 40 <= one["steps"] < 600
+        assert 40 <= one["steps"] < 300
         run = client.get_run(json.loads((Path(one["run"]) / "tracking.json").read_text())["run_id"])
         assert run.info.status == "KILLED"
         assert run.data.tags["nearfar.sweep.ended"] == one["reason"]
         last = max(row["step"] for row in read_lines(Path(one["run"]) / "metrics.jsonl"))
         assert (Path(one["run"]) / "checkpoints" / f"step-{last:08d}").is_dir(), "it has saved where it stopped"
-    assert by_rate[1.0e30]["status"] == "FAILED"
-    assert "loss" in by_rate[1.0e30]["reason"]
     # An early stop changes nothing: what a stopped trial has computed is what its config computes when nobody stops it.
     one = by_rate[2.0e-6]
     alone = train_alone(Path(one["run"]) / "config.yaml", "alone", f"cluster.storage={tmp_path}/runs")
     rows = curve(one["run"])
     assert rows == curve(alone["run"])[: len(rows)]
+
+
+def test_a_trial_that_fails_does_not_end_the_sweep(config: Path, digits: Path, tmp_path: Path) -> None:
+    shutil.copytree(digits / "train", tmp_path / "damaged")
+    for shard in (tmp_path / "damaged").glob("*.tar"):
+        data = bytearray(shard.read_bytes())
+        for place in range(len(data) // 3, len(data), 1024):
+            data[place] ^= 0xFF
+        shard.write_bytes(data)
+    (tmp_path / "space.yaml").write_text(f"data.train: [{digits}/train, {tmp_path}/damaged]\n")
+    config.write_text(config.read_text().replace("steps: 90", "steps: 40"))
+    found = finish(start(config, "--trials", "2"))
+    good, bad = found["trials"]
+    assert (good["status"], good["settings"]["data.train"]) == ("FINISHED", f"{digits}/train")
+    assert (bad["status"], bad["settings"]["data.train"]) == ("FAILED", f"{tmp_path}/damaged")
+    assert "data.max_bad_fraction" in bad["reason"]
+    assert found["best"]["trial"] == good["trial"]
 
 
 def test_ctrl_c_saves_all_trials_and_the_same_command_goes_on(config: Path, tmp_path: Path) -> None:
