@@ -14,6 +14,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from cluster.context import refuse_few_gpus
 from cluster.launch import init_ray, quiet_ray
 from cluster.lock import Held, Lock
 from cluster.progress import bar, say
@@ -49,6 +50,8 @@ def run(
     Raises ValueError for a sweep that was another one, RuntimeError for a cluster that is too small, JobFailed when no trial
     finished, Interrupted when told to stop.
     """
+    if address is None and plan.config.cluster.gpus_per_worker > 0:  # at once, not when Ray is up
+        refuse_few_gpus(plan.config.cluster.most_workers)
     claim(plan)
     lock = Lock(plan.folder / ".sweep.lock")
     try:

@@ -152,7 +152,7 @@ def test_a_trial_that_fails_does_not_end_the_sweep(config: Path, digits: Path, t
         shard.write_bytes(data)
     (tmp_path / "space.yaml").write_text(f"data.train: [{digits}/train, {tmp_path}/damaged]\n")
     config.write_text(config.read_text().replace("steps: 90", "steps: 40"))
-    found = finish(start(config, "--trials", "2"))
+    found = finish(start(config, "--trials", "2", "--no-asha"))
     good, bad = found["trials"]
     assert (good["status"], good["settings"]["data.train"]) == ("FINISHED", f"{digits}/train")
     assert (bad["status"], bad["settings"]["data.train"]) == ("FAILED", f"{tmp_path}/damaged")
@@ -178,10 +178,12 @@ def test_ctrl_c_saves_all_trials_and_the_same_command_goes_on(config: Path, tmp_
         assert [row["from_step"] for row in read_lines(folder / name / "attempts.jsonl")] == [0, step]
 
 
-def test_a_trial_larger_than_the_cluster_is_refused(config: Path) -> None:
+def test_a_trial_larger_than_this_machine_is_refused(config: Path) -> None:
     before = time.monotonic()
-    driver = start(config, "--set", "cluster.gpus_per_worker=64")
+    driver = start(
+        config, "--set", "cluster.workers=16", "--set", "cluster.gpus_per_worker=1", "--set", "train.reproducible=false"
+    )
     out, err = driver.communicate(timeout=PATIENCE_S)
     assert (driver.returncode, out) == (2, "")
-    assert "64 GPUs on one node" in err
-    assert time.monotonic() - before < 60
+    assert "GPU" in err
+    assert time.monotonic() - before < 30
