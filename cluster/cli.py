@@ -19,6 +19,7 @@ from cluster.export_commands import commands as export_commands
 from cluster.job_commands import commands as job_commands
 from cluster.plan_commands import commands as plan_commands
 from cluster.runs_commands import runs
+from cluster.sweep_commands import commands as sweep_commands
 from cluster.track_commands import track
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ app.add_typer(export_commands)
 app.add_typer(job_commands)
 app.add_typer(deploy, name="deploy")
 app.add_typer(plan_commands)
+app.add_typer(sweep_commands)
 app.add_typer(runs, name="runs")
 app.add_typer(track, name="track")
 

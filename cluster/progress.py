@@ -94,9 +94,9 @@ def following(folder: RunFolder, steps: int) -> Iterator[None]:
 
 def _follow(folder: RunFolder, steps: int, report: Callable[..., None], done: threading.Event) -> None:
     seen = {"loss": "", "recall": ""}
-    numbers, weights, starts = _Tail(folder.metrics), _Tail(folder.hashes), _Tail(folder.attempts, new_only=True)
     table = folder.profile / profile_table.FILE
     before = _written(table)
+    numbers, weights, starts = Tail(folder.metrics), Tail(folder.hashes), Tail(folder.attempts, new_only=True)
     while True:
         ending = done.wait(0.5)
         if _written(table) != before:
@@ -126,7 +126,7 @@ def _written(path: Path) -> int | None:
     return path.stat().st_mtime_ns if path.exists() else None
 
 
-class _Tail:
+class Tail:
     """The objects of a JSONL file, each once."""
 
     def __init__(self, path: Path, *, new_only: bool = False) -> None:

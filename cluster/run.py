@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -54,11 +55,13 @@ def train(
     resume: bool = False,
     accept_new_data: bool = False,
     profile: int = 0,
+    tags: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Train, export, register and report; returns what result.json holds.
 
     `accept_new_data`: a run that is resumed goes on with what its data has grown by. Its number of steps stays.
     `profile`: how many steps to profile, soon after the start; that changes nothing in the result.
+    `tags`: more of them for the MLflow run.
     Raises ValueError or RuntimeError for what is refused at the start, JobFailed for what breaks afterwards.
     """
     if accept_new_data and not resume:
@@ -82,7 +85,7 @@ def train(
     facts = check(config, histories)
     if profile and profile + WARM_UP > facts.steps:
         raise ValueError(f"--profile {profile}: it begins after {WARM_UP} steps, and the run has {facts.steps}")
-    tracker = _tracker(config, folder, manifest.kind) if config.tracking.enabled else None
+    tracker = _tracker(config, folder, manifest.kind, tags or {}) if config.tracking.enabled else None
     folder.claim(config)
     warm.keep(config, folder)
     if accept_new_data or not (folder.path / leakage.FILE).exists():
@@ -122,14 +125,14 @@ def train(
                 tracker.finish(status, timeout_s=10)
 
 
-def _tracker(config: RunConfig, folder: RunFolder, kind: str) -> Tracker:
+def _tracker(config: RunConfig, folder: RunFolder, kind: str, more: Mapping[str, str]) -> Tracker:
     datasets = [_dataset(source.path, "training", config.data.cache) for source in config.data.train]
     tags = {"nearfar.kind": kind, "nearfar.world_size": str(config.cluster.most_workers)}
     tags["nearfar.data_digest"] = " ".join(data.digest for data in datasets)
     if config.data.eval is not None:
         datasets.append(_dataset(config.data.eval, "evaluation", config.data.cache))
         tags["nearfar.eval_digest"] = datasets[-1].digest
-    tags |= git_tags(Path.cwd())
+    tags |= git_tags(Path.cwd()) | dict(more)
     if (job := os.environ.get(JOB)) is not None:
         tags["nearfar.job"] = job
     return Tracker(folder.path, config, tags=tags, datasets=datasets)

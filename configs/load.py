@@ -61,7 +61,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises ValueError with one line per mistake; nothing else.
     """
-    return parse_config(_read(Path(path)), overrides, where=str(path))
+    return parse_config(read_settings(Path(path)), overrides, where=str(path))
 
 
 def parse_config(settings: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "config") -> RunConfig:
@@ -90,7 +90,8 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, as it stands. Raises ValueError for what is none."""
     try:
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
