@@ -77,7 +77,7 @@ def place(emoji_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     try:
         config = folder / "emoji.yaml"
         config.write_text(CONFIG.format(shards=emoji_shards, storage=folder / "runs", uri=uri))
-        result = train(config, "emoji")
+        result = train(config, "emoji", "finish.onnx=true")
         assert result["model"] == "models:/emoji@champion"
         run = RunFolder(Path(result["run"]))
         images = sample(Manifest.open(emoji_shards / "eval"), run.config().data, NUMBER)
