@@ -125,7 +125,7 @@ def _run_ray(job: Job, address: str | None, stopping: Stopping) -> None:
             ),
         )
         try:
-            _in_a_thread(trainer.fit)
+            in_a_thread(trainer.fit)
         except train.TrainingFailedError as error:
             refuse_useless(job)
             raise RuntimeError(f"the workers failed: {attempts.word(job.run) or _last_line(str(error))}") from error
@@ -135,8 +135,10 @@ def _run_ray(job: Job, address: str | None, stopping: Stopping) -> None:
             ray.shutdown()
 
 
-def _in_a_thread(work: Callable[[], object]) -> None:
-    """Call `work` and wait. In the main thread Ray would take Ctrl-C for itself, and end the ranks before they could save."""
+def in_a_thread(work: Callable[[], object], meanwhile: Callable[[], object] = lambda: None, *, every_s: float = 0.5) -> None:
+    """Call `work` and wait; `meanwhile` is called now and then. In the main thread Ray would take Ctrl-C for itself, and end
+    the ranks before they could save.
+    """
     raised: list[BaseException] = []
 
     def call() -> None:
@@ -145,10 +147,11 @@ def _in_a_thread(work: Callable[[], object]) -> None:
         except BaseException as error:
             raised.append(error)
 
-    thread = threading.Thread(target=call, name="ray-train", daemon=True)
+    thread = threading.Thread(target=call, name="ray", daemon=True)
     thread.start()
     while thread.is_alive():
-        thread.join(0.5)  # signals are answered in between
+        thread.join(every_s)  # signals are answered in between
+        meanwhile()
     if raised:
         raise raised[0]
 

@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.context import refuse_few_gpus
-from cluster.launch import init_ray, quiet_ray
+from cluster.launch import in_a_thread, init_ray, quiet_ray
 from cluster.lock import Held, Lock
 from cluster.progress import bar, say
 from cluster.run import Interrupted, JobFailed
@@ -131,7 +130,13 @@ def _train(
                         else f"bad ones stopped from step {plan.grace_steps} on"
                     )
                 )
-                _in_a_thread(tuner.fit, _Watch(plan))
+                watch = _Watch(plan)
+                with bar("sweep", "trials") as report:
+                    in_a_thread(tuner.fit, lambda: watch.look(report), every_s=LOOK_S)
+        except Exception as error:
+            if type(error).__module__.startswith("ray."):
+                raise RuntimeError(f"Ray Tune: {str(error).strip().splitlines()[-1]}") from error
+            raise
         finally:
             shutil.rmtree(plan.folder / ".tune", ignore_errors=True)
             if started:
@@ -212,26 +217,6 @@ def _refuse_too_small(plan: Plan, *, on_cluster: bool) -> None:
         raise ValueError(
             "tracking.uri: trials on several machines cannot share a sqlite file; name a server, or set tracking.enabled=false"
         )
-
-
-def _in_a_thread(work: Callable[[], object], watch: _Watch) -> None:
-    """Call `work` and look how it goes. In the main thread Tune would take Ctrl-C for itself."""
-    raised: list[BaseException] = []
-
-    def call() -> None:
-        try:
-            work()
-        except BaseException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=call, name="ray-tune", daemon=True)
-    with bar("sweep", "trials") as report:
-        thread.start()
-        while thread.is_alive():
-            thread.join(LOOK_S)
-            watch.look(report)
-    if raised:
-        raise RuntimeError(f"Ray Tune: {str(raised[0]).strip().splitlines()[-1]}") from raised[0]
 
 
 class _Watch:
