@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Processes that share the tests, whole files each. More need more memory: each has its own Ray and MLflow.
+JOBS ?= 2
 
 .PHONY: setup demo test lint bench acceptance clean
 
@@ -17,7 +19,7 @@ demo: setup
 	$(BIN)/nearfar demo
 
 test: setup
-	$(BIN)/python -m pytest -m 'not acceptance and not benchmark'
+	$(BIN)/python -m pytest -m 'not acceptance and not benchmark' -n $(JOBS) --dist loadfile
 
 acceptance: setup
 	$(BIN)/python -m pytest -m acceptance -s
