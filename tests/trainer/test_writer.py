@@ -79,11 +79,14 @@ def test_what_is_written_is_what_was_there_when_it_was_taken(tmp_path: Path) -> 
     assert found == [(4.0, 1.0, [{"betas": (0.9, 0.99)}]), (8.0, 2.0, [{"betas": (0.9, 0.99)}])]
 
 
-def test_a_copy_lies_in_memory_as_the_tensor_does() -> None:
-    live = Snapshot({"encoder": {"weight": torch.rand(4, 3, 2, 2).to(memory_format=torch.channels_last)}}, {}, {})
-    copied = HostCopy()(live).modules["encoder"]["weight"]
-    assert torch.equal(copied, live.modules["encoder"]["weight"])
-    assert copied.stride() == live.modules["encoder"]["weight"].stride()
+def test_weights_are_copied_row_by_row_as_files_hold_them_and_moments_as_they_lie() -> None:
+    lying = torch.rand(4, 3, 2, 2).to(memory_format=torch.channels_last)
+    copied = HostCopy()(Snapshot({"encoder": {"weight": lying}}, {"state": {0: {"exp_avg": lying}}}, {}))
+    weight, moment = copied.modules["encoder"]["weight"], copied.optimizer["state"][0]["exp_avg"]
+    assert torch.equal(weight, lying)
+    assert torch.equal(moment, lying)
+    assert weight.is_contiguous()
+    assert moment.stride() == lying.stride()
 
 
 def stop(writer: Writer, taken: Snapshot) -> None:
