@@ -27,7 +27,11 @@ def main(config: str, *options: str) -> int:
     from cluster.runfolder import RunFolder
     from configs.load import load_config
 
-    resume = "--resume" in options and RunFolder.of(load_config(config)).exists()
+    resume = "--resume" in options
+    try:
+        resume = resume and RunFolder.of(load_config(config)).exists()
+    except ValueError:
+        resume = False  # `train` tells what is wrong with it
     sys.argv = ["nearfar", "train", config, "--address", "auto", *(option for option in options if option != "--resume")]
     sys.argv += ["--resume"] if resume else []
     cli.main()

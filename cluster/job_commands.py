@@ -123,7 +123,8 @@ def stop(
     found = find(client, job)
     id, before = str(found.submission_id), str(found.status.value)
     status = before if before in ENDED else stop_job(client, id, timeout_s=timeout_s)
-    told = f"job {id} had ended before: {status}" if before in ENDED else f"job {id}: {status}; submitting it again goes on"
+    told = f"job {id} had ended before: {status}" if before in ENDED else f"job {id}: {status}"
+    told += "; submitting it again goes on" if status in ("STOPPED", "FAILED") else ""
     print_result({"job": id, "status": status}, as_json=as_json, text=told)
     if status not in ENDED:
         raise RuntimeError(f"job {id} has not ended within {timeout_s:g} s ({status}); it was asked to, `nearfar jobs` tells")

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster import attempts, interfaces
+from cluster import attempts, capacity, interfaces
 from cluster.job import Job, forget, refuse_useless
 from cluster.preflight import preflight
 from cluster.processes import RankFailed, run_ranks
@@ -203,18 +203,13 @@ def _refuse_too_small(job: Job) -> None:
     import ray
 
     settings, deadline = job.config.cluster, time.monotonic() + job.config.cluster.start_timeout_s
-    least = settings.least_workers
-    needs = {"CPU": least * settings.cpus_per_worker, "GPU": least * settings.gpus_per_worker}
     while True:
-        have = ray.cluster_resources()
-        short = [f"{n:g} {kind}s where there are {have.get(kind, 0):g}" for kind, n in needs.items() if n > have.get(kind, 0)]
-        if not short:
+        try:
+            capacity.refuse_too_small([node["Resources"] for node in ray.nodes() if node["Alive"]], settings)
             return
-        if time.monotonic() > deadline:
-            raise RuntimeError(
-                f"the cluster is too small for cluster.workers={settings.workers}: {least} of them need {' and '.join(short)} "
-                f"(waited {settings.start_timeout_s:g} s, cluster.start_timeout_s); lower cluster.workers"
-            )
+        except RuntimeError as error:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{error} (waited {settings.start_timeout_s:g} s, cluster.start_timeout_s)") from error
         time.sleep(1)
 
 

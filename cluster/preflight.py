@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import socket
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from cluster import interfaces
 from cluster.job import Job
-from cluster.runfolder import write_atomically
-from cluster.store import tracking_uri
+from cluster.runfolder import RunFolder, write_atomically
+from cluster.store import redact, tracking_uri
 
-PROBE_S = 10.0  # for one server
-WAIT_S = 25.0  # for all nodes together
+SERVER_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +24,6 @@ class Places:
     data: tuple[tuple[str, str], ...]  # setting, path or URL
     cache: str | None
     checkpoints: str | None
-    server: str | None  # http address of MLflow
     interface: str | None = None
 
 
@@ -36,10 +33,11 @@ def preflight(job: Job) -> None:
 
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
     refuse_private_database(job, len(nodes))
+    refuse_absent_server(job)
     probe = job.run / f".probe-{job.launch_id}"
     write_atomically(probe, job.launch_id)
     try:
-        _refuse_unreachable(_places(job, probe), nodes)
+        _refuse_unreachable(_places(job, probe), nodes, job.config.cluster.start_timeout_s)
     finally:
         for file in job.run.glob(f".probe-{job.launch_id}*"):
             file.unlink(missing_ok=True)
@@ -55,13 +53,30 @@ def refuse_private_database(job: Job, num_nodes: int) -> None:
         )
 
 
+def refuse_absent_server(job: Job) -> None:
+    """Raise RuntimeError when nobody answers at MLflow's address, which the driver alone talks to: at the first start of a run.
+
+    One that goes on does not wait for MLflow: what it misses arrives later.
+    """
+    uri = tracking_uri(job.config.tracking, Path(job.config.cluster.storage))
+    if not job.config.tracking.enabled or not uri.startswith(("http://", "https://")) or RunFolder(job.run).attempts.exists():
+        return
+    parts = urlsplit(uri)
+    try:
+        socket.create_connection((parts.hostname, parts.port or {"http": 80, "https": 443}[parts.scheme]), SERVER_S).close()
+    except (OSError, ValueError) as error:
+        raise RuntimeError(
+            f"tracking.uri: nobody answers at {redact(uri)} ({error}); start the server, mend the address, or set "
+            "tracking.enabled: false"
+        ) from error
+
+
 def look(places: Places, word: str) -> list[str]:
     """What is wrong on this node, a sentence each. `word`: what the probe holds."""
     return [
         *_storage(places.probe, word),
         *(told for setting, place in places.data if (told := _data(setting, place, places.cache))),
         *_checkpoints(places.checkpoints),
-        *_server(places.server),
         *_interface(places.interface),
     ]
 
@@ -71,12 +86,10 @@ def _places(job: Job, probe: Path) -> Places:
     data = [("data.train", source.path) for source in config.data.train]
     data += [("data.eval", config.data.eval)] if config.data.eval is not None else []
     data += [("evaluate.gallery", config.evaluate.gallery)] if config.evaluate.gallery is not None else []
-    uri = tracking_uri(config.tracking, Path(config.cluster.storage))
-    server = uri if config.tracking.enabled and uri.startswith(("http://", "https://")) else None
-    return Places(probe, tuple(data), config.data.cache, config.cluster.checkpoints, server, config.cluster.interface)
+    return Places(probe, tuple(data), config.data.cache, config.cluster.checkpoints, config.cluster.interface)
 
 
-def _refuse_unreachable(places: Places, nodes: list[dict[str, object]]) -> None:
+def _refuse_unreachable(places: Places, nodes: list[dict[str, Any]], timeout_s: float) -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -84,25 +97,23 @@ def _refuse_unreachable(places: Places, nodes: list[dict[str, object]]) -> None:
     word, asked = places.probe.read_text(encoding="utf-8"), {}
     for node in nodes:
         here = NodeAffinitySchedulingStrategy(str(node["NodeID"]), soft=False)
-        asked[task.options(scheduling_strategy=here).remote(places, word)] = _name(node)
-    done, late = ray.wait(list(asked), num_returns=len(asked), timeout=WAIT_S)
+        asked[task.options(scheduling_strategy=here).remote(places, word)] = node
+    done, late = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s)
+    there = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     wrong: dict[str, list[str]] = {}
-    for reference in done:
+    for reference in [*done, *late]:
+        node = asked[reference]
+        if node["NodeID"] not in there:  # it went away meanwhile, as nodes do
+            continue
         try:
-            told = ray.get(reference)
-        except Exception as error:  # the node went away, or cannot load nearfar at all
+            told = ray.get(reference) if reference in done else [f"no answer within {timeout_s:g} s: a file system hangs there"]
+        except Exception as error:
             told = [f"nearfar does not run there ({str(error).strip().splitlines()[-1]}); its image lacks something"]
         for reason in told:
-            wrong.setdefault(reason, []).append(asked[reference])
-    for reference in late:
-        wrong.setdefault(f"no answer within {WAIT_S:g} s: a file system or a server hangs there", []).append(asked[reference])
+            wrong.setdefault(reason, []).append(str(node["NodeManagerAddress"]))
     if wrong:
         lines = [f"{reason} [{_nodes(names, len(nodes))}]" for reason, names in wrong.items()]
         raise RuntimeError("; ".join(lines))
-
-
-def _name(node: dict[str, object]) -> str:
-    return str(node["NodeManagerAddress"])
 
 
 def _nodes(names: list[str], num_nodes: int) -> str:
@@ -148,19 +159,6 @@ def _checkpoints(place: str | None) -> list[str]:
     except Exception as error:
         return [f"cluster.checkpoints: {place} cannot be listed ({type(error).__name__}: {error})"]
     return []
-
-
-def _server(uri: str | None) -> list[str]:
-    if uri is None:
-        return []
-    try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=PROBE_S):
-            return []
-    except urllib.error.HTTPError:
-        return []  # somebody answers; whether it lets us in, the driver finds out
-    except (OSError, ValueError) as error:
-        parts = urlsplit(uri)
-        return [f"tracking.uri: nobody answers at {parts.scheme}://{parts.hostname}:{parts.port or 80} ({error})"]
 
 
 def _interface(name: str | None) -> list[str]:

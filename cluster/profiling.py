@@ -7,6 +7,7 @@ not, and the step is slower than unprofiled.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from cluster.profile_table import FILE, OTHER, WARM_UP, RankTimes, StepTimes
 from cluster.runfolder import write_atomically
 from trainer import collectives, ranges
+
+logger = logging.getLogger(__name__)
 
 
 class Profile:
@@ -45,7 +48,7 @@ class Profile:
         self._handles = [p.register_post_accumulate_grad_hook(hook) for p in learning]  # type: ignore[no-untyped-call]
         self._running = ExitStack()
         self._trace: profile | None = None
-        self._began = 0.0
+        self._began, self._done = 0.0, False
 
     def beat(self, step: int) -> None:
         """After each step. Collective when the last one to watch is done."""
@@ -63,6 +66,7 @@ class Profile:
 
     def _finish(self, trace: profile) -> None:
         seconds = self._clock.now() - self._began
+        self._done = True
         self.close()
         name = f"rank-{collectives.rank()}.json.gz"
         per_step = [1000 * t / self._steps for t in (seconds, *(self._clock.spent[part] for part in ranges.PARTS))]
@@ -84,7 +88,7 @@ class Profile:
         return RankTimes(rank, self._nodes[rank], f"rank-{rank}.json.gz", step, named)
 
     def close(self) -> None:
-        """Watch no longer. Without the table when the run ends in between."""
+        """Watch no longer."""
         self._running.close()
         self._trace = None
         for handle in self._handles:
@@ -95,6 +99,8 @@ class Profile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._steps and not self._done and kind is None and collectives.rank() == 0:
+            logger.warning("the run ended before %d steps could be profiled: there is no table", self._steps)
         self.close()
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cluster.context import refuse_few_gpus
 from cluster.launch import in_a_thread, init_ray, quiet_ray
@@ -32,7 +32,6 @@ LOOK_S = 2.0
 QUIET_TUNE = {
     "RAY_AIR_NEW_OUTPUT": "0",  # whose tables come even when told to be silent
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that was stopped ends without a score
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
@@ -70,12 +69,15 @@ def _run(plan: Plan, parallel: int | None, address: str | None, retry_failed: bo
         settle(trial.config, trial.run)
     left = [trial for trial in plan.trials if not complete(trial)]
     if not left and (plan.folder / "sweep.json").exists():
-        say(f"sweep {plan.name!r} is finished; nothing to do")
-        return json.loads((plan.folder / "sweep.json").read_text(encoding="utf-8")), ranked(plan)
+        before = json.loads((plan.folder / "sweep.json").read_text(encoding="utf-8"))
+        if before["best"] is not None:
+            say(f"sweep {plan.name!r} is finished; nothing to do")
+            return before, ranked(plan)
     tracker = (
         Tracker(plan.folder, plan.configured({}, plan.name), tags={"nearfar.sweep": plan.name}) if _tracked(plan) else None
     )
-    stopping, ended = Stopping(), False
+    stopping = Stopping()
+    status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
         with stopping:
             if tracker is not None:
@@ -87,14 +89,18 @@ def _run(plan: Plan, parallel: int | None, address: str | None, retry_failed: bo
             if stopping.number is not None:
                 raise Interrupted(f"{stopping.reason}; the trials have saved, {AGAIN}", stopping.exit_code)
             found = _conclude(plan, tracker)
-            ended = True
+            status = "FINISHED"
             return found
+    except Interrupted:
+        status = "KILLED"
+        raise
     except KeyboardInterrupt as interrupt:
+        status = "KILLED"
         raise Interrupted(f"interrupted; {AGAIN} from the trials' last checkpoints", stopping.exit_code) from interrupt
     finally:
         if tracker is not None:
-            tracker.finish("FINISHED" if ended else "KILLED", timeout_s=60 if ended else 10)
-            if ended:
+            tracker.finish(status, timeout_s=60 if status == "FINISHED" else 10)
+            if status == "FINISHED":
                 _send_files(plan, tracker)
 
 

@@ -22,6 +22,7 @@ from configs.load import parse_config
 from configs.schema import RunConfig
 
 ENDED_TAG = "nearfar.sweep.ended"
+TRY_AGAIN = 75  # as sysexits.h has it: no failure of the trial's own
 PREDECESSOR_S = 60.0  # a trial whose driver was killed ends within seconds
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,8 @@ def _alone(run: Path) -> None:
             return
         except Held as error:
             if time.monotonic() > deadline:
-                raise SystemExit(f"nearfar: the trial is still being trained by {error.holder}") from error
+                print(f"nearfar: the trial is still being trained by {error.holder}", file=sys.stderr)
+                raise SystemExit(TRY_AGAIN) from error
             time.sleep(0.5)
 
 

@@ -34,11 +34,12 @@ from cluster import attempts
 from cluster.progress import Tail
 from cluster.runfolder import RunFolder
 from cluster.sweep_plan import REDUCTION, Trial
-from cluster.sweep_state import note_end, noted_end, score
+from cluster.sweep_state import WORST, note_end, noted_end, score
 
 POLL_S = 0.3
 LAST_LINES = 2000  # characters of a log that are looked at for the reason
 TIME, SCORE, NAME = "step", "score", "trial"
+NOTHING = {"done": True, TIME: 0, SCORE: WORST}  # of a trial that ends without a score; step 0 lies below every rung
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +124,13 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
         result = RunFolder(self._trial.run).result() or {}
         if result.get("status") == "FINISHED":
             last = result["metrics"].get(self._work.metric)
-            return {"done": True} | ({} if last is None else {TIME: result["steps"], SCORE: score(self._work.metric, last)})
+            return NOTHING if last is None else {"done": True, TIME: result["steps"], SCORE: score(self._work.metric, last)}
         if not self._asked():
             if code in (0, 1, 2):
                 note_end(self._trial.run, "FAILED", self._reason())
             else:
                 raise RuntimeError(f"trial {self._trial.name} was killed (exit code {code})")
-        return {"done": True}
+        return NOTHING
 
     def _reason(self) -> str:
         word = attempts.word(self._trial.run)

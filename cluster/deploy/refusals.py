@@ -25,7 +25,7 @@ def refuse(config: RunConfig, wishes: Wishes, kind: str) -> None:
         *_storage(config, wishes),
         *_data(config),
         *_tracking(config),
-        *_secrets(config),
+        *secrets_in(config),
         *_sizes(config, wishes),
     ]
     if found:
@@ -135,19 +135,21 @@ def _tracking(config: RunConfig) -> Iterator[str]:
         )
 
 
-def _secrets(config: RunConfig) -> Iterator[str]:
+def secrets_in(config: RunConfig) -> Iterator[str]:
+    """What must not be in a text that many read: a manifest, or what a cluster shows of its jobs."""
     for setting, text in _texts(config.model_dump(mode="json", by_alias=True)):
         parts = urlsplit(text) if "://" in text else None
         if parts is None:
             continue
         named = [name for name, _ in parse_qsl(parts.query) if _SECRET.search(name)]
-        if "@" in parts.netloc and ":" in parts.netloc.rpartition("@")[0]:
+        if "@" in parts.netloc:
             yield (
-                f"{setting} holds a password, and manifests are read by many; leave it out and put MLFLOW_TRACKING_USERNAME "
-                "and _PASSWORD, or AWS_*, into a Secret that --secret names"
+                f"{setting} holds a password, and a cluster's manifests and jobs are read by many; leave it out, and give "
+                "MLFLOW_TRACKING_USERNAME and _PASSWORD, MLFLOW_TRACKING_URI or AWS_* by the environment (`deploy --secret`, "
+                "`submit --env NAME`)"
             )
         elif named:
-            yield f"{setting}: {named[0]!r} in its query looks like a secret, and manifests are read by many; leave it out"
+            yield f"{setting}: {named[0]!r} in its query looks like a secret, which jobs must not show; leave it out"
 
 
 def _texts(tree: Any, path: str = "") -> Iterator[tuple[str, str]]:

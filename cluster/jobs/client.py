@@ -6,9 +6,10 @@ import logging
 import os
 import socket
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+
+from cluster.store import redact
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -19,14 +20,6 @@ VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 LEAST_RAY = (2, 55)  # as in pyproject.toml
 RUN, SETTINGS = "nearfar.run", "nearfar.config"  # metadata of a job: its run's folder, its config as JSON
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-
-
-@dataclass(frozen=True, slots=True)
-class Nodes:
-    """What the nodes that are there have together."""
-
-    count: int
-    resources: dict[str, float]
 
 
 def connect(address: str | None) -> JobSubmissionClient:
@@ -80,25 +73,21 @@ def run_name(job: JobDetails) -> str:
     return str((job.metadata or {})[RUN]).rpartition("/")[2]
 
 
-def nodes_of(client: JobSubmissionClient) -> Nodes:
-    """The nodes that are alive. A head that has just started knows of none for a few seconds, which it is given."""
+def nodes_of(client: JobSubmissionClient) -> list[dict[str, float]]:
+    """What each node has that is alive. A head that has just started knows of none for a few seconds, which it is given."""
     from ray.util.state import list_nodes
 
-    total: dict[str, float] = {}
     deadline = time.monotonic() + SETTLE_S
     while not (alive := list_nodes(address=client.get_address(), filters=[("state", "=", "ALIVE")], limit=10_000)):
         if time.monotonic() > deadline:
             break
         time.sleep(0.5)
-    for node in alive:
-        for name, amount in (node.resources_total or {}).items():
-            total[name] = total.get(name, 0.0) + float(amount)
-    return Nodes(len(alive), total)
+    return [dict(node.resources_total or {}) for node in alive]
 
 
 def explain(url: str, error: BaseException) -> str:
     """One sentence for what a request to the job server ran into."""
-    kind, text = type(error).__name__, str(error)
+    kind, text, url = type(error).__name__, str(error), redact(url)
     if kind == "AuthenticationError" or " 401" in text or " 403" in text:
         given = os.environ.get("RAY_AUTH_MODE") == "token"
         what = "does not accept the token it was given" if given else "wants a token"
@@ -149,7 +138,7 @@ def _refuse_unreachable(url: str) -> None:
     except OSError as error:
         reason = f"no answer within {CONNECT_S:g} s" if isinstance(error, TimeoutError) else error.strerror or str(error)
         raise RuntimeError(
-            f"nobody answers at {url}: {reason}; is the cluster up, and is it the dashboard's address (port {PORT})?"
+            f"nobody answers at {redact(url)}: {reason}; is the cluster up, and is it the dashboard's address (port {PORT})?"
         ) from error
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from cluster.jobs import client as server
 from cluster.jobs.client import ENDED
+from cluster.run import JobFailed
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -28,24 +29,27 @@ class Ending:
 
 
 def follow(client: JobSubmissionClient, id: str, write: Callable[[str], None]) -> Ending:
-    """Write a job's log, from its beginning, until it ends. Raises RuntimeError when the cluster is gone for a minute."""
-    shown = 0
-    last = time.monotonic()
+    """Write a job's log, from its beginning, until it ends. Raises JobFailed when the cluster is gone for a minute."""
+    shown, lost = 0, None
+
+    def show(text: str) -> None:
+        nonlocal shown
+        shown += len(text)
+        write(text)
+
     while True:
         try:
-            shown = asyncio.run(_tail(client, id, write, shown))
+            asyncio.run(_tail(client, id, show, shown))
             if str(client.get_job_status(id).value) in ENDED:
-                break
-            last = time.monotonic()
-        except KeyboardInterrupt:
-            raise
+                text = client.get_job_logs(id)
+                show(text[shown:])
+                return ending_of(client, id, text)
+            lost = None
         except Exception as error:  # of whatever sort: the network, the server, the websocket
-            if time.monotonic() - last > PATIENCE_S:
-                raise RuntimeError(f"{server.explain(client.get_address(), error)}; the job may be running still") from error
+            lost = lost or time.monotonic()
+            if time.monotonic() - lost > PATIENCE_S:
+                raise JobFailed(f"{server.explain(client.get_address(), error)}; the job may be running still") from error
         time.sleep(1)
-    text = client.get_job_logs(id)
-    write(text[shown:])
-    return ending_of(client, id, text)
 
 
 def ending_of(client: JobSubmissionClient, id: str, log: str) -> Ending:
@@ -56,7 +60,9 @@ def ending_of(client: JobSubmissionClient, id: str, log: str) -> Ending:
         return Ending(status, 0, None)
     if status == "STOPPED":
         return Ending(status, STOPPED, None)
-    return Ending(status, info.driver_exit_code or 1, _error(log) or (info.message or "").strip().splitlines()[-1:][0])
+    code = info.driver_exit_code or 1
+    told = _error(log) or _error(info.message or "") or "it left no word"
+    return Ending(status, code if code > 0 else 128 - code, told)  # killed by a signal: as a shell has it
 
 
 def _error(log: str) -> str | None:
@@ -66,16 +72,14 @@ def _error(log: str) -> str | None:
     return (own or lines or [None])[-1]  # type: ignore[list-item]
 
 
-async def _tail(client: JobSubmissionClient, id: str, write: Callable[[str], None], shown: int) -> int:
-    """Write what comes after the first `shown` characters; returns how many there are now."""
+async def _tail(client: JobSubmissionClient, id: str, show: Callable[[str], None], shown: int) -> None:
+    """Show what comes after the first `shown` characters, as long as the connection lasts."""
     seen = 0
     async for text in client.tail_job_logs(id):
         fresh = text[max(0, shown - seen) :]
         seen += len(text)
         if fresh:
-            write(fresh)
-            shown = max(shown, seen)
-    return max(shown, seen)
+            show(fresh)
 
 
 def stop(client: JobSubmissionClient, id: str, *, timeout_s: float) -> str:

@@ -50,10 +50,12 @@ def _copy(code: Path, into: Path, excludes: tuple[str, ...]) -> None:
     if not code.is_dir():
         raise ValueError(f"--code: {code} is no folder")
     sizes: dict[str, int] = {}
+    total = 0
     for path in _files(code, excludes):
         relative = path.relative_to(code)
         sizes[str(relative)] = path.stat().st_size
-        if sum(sizes.values()) > MOST_BYTES:
+        total += sizes[str(relative)]
+        if total > MOST_BYTES:
             largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
             told = ", ".join(f"{name} ({sizes[name] / 2**20:.0f} MiB)" for name in largest)
             raise ValueError(

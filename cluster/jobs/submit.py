@@ -13,12 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster import capacity
+from cluster.deploy.refusals import secrets_in
 from cluster.description import GIT, JOB, git_tags
 from cluster.jobs import client as server
 from cluster.jobs.client import ENDED, RUN, SETTINGS
 from cluster.jobs.package import CONFIG, stage
 from cluster.paths import absolute
 from cluster.runfolder import RunFolder, flat
+from cluster.store import redact
 from configs.schema import RunConfig
 
 if TYPE_CHECKING:
@@ -58,13 +61,15 @@ def submit(client: JobSubmissionClient, config: RunConfig, options: Options) -> 
     Raises ValueError or RuntimeError for what the cluster would refuse.
     """
     config = absolute(config)
+    if told := list(secrets_in(config)):
+        raise ValueError("; ".join(told))
     run, settings = str(RunFolder.of(config).path), config.model_dump(mode="json", by_alias=True)
     before = [job for job in server.jobs_of(client) if (job.metadata or {})[RUN] == run]
     there = _there_already(before, settings)
     if there is not None:
         return there
     if not options.wait:
-        _refuse_too_small(client, config)
+        _refuse_too_small(client, config, options)
     again = options.resume or bool(before)
     id = _next_id(config.name, run, before)
     metadata = {RUN: run, SETTINGS: json.dumps(settings)}
@@ -86,7 +91,7 @@ def submit(client: JobSubmissionClient, config: RunConfig, options: Options) -> 
                 return Submitted(id, f"job {id} was submitted a moment ago", new=False)
             raise RuntimeError(server.explain(client.get_address(), error)) from error
     gone_on = f"; it goes on where {before[0].submission_id} ended" if before else ""
-    return Submitted(id, f"job {id} submitted to {client.get_address()}{gone_on}", new=True)
+    return Submitted(id, f"job {id} submitted to {redact(client.get_address())}{gone_on}", new=True)
 
 
 def _send(client: JobSubmissionClient, request: Mapping[str, Any]) -> None:
@@ -119,7 +124,11 @@ def _there_already(jobs: Sequence[JobDetails], settings: Mapping[str, Any]) -> S
                 )
             return Submitted(str(job.submission_id), f"job {job.submission_id} trains this already ({status})", new=False)
         if status == "SUCCEEDED" and same and job is jobs[0]:
-            return Submitted(str(job.submission_id), f"job {job.submission_id} has trained this already", new=False)
+            return Submitted(
+                str(job.submission_id),
+                f"job {job.submission_id} has trained this already; choose another name to train it anew",
+                new=False,
+            )
     return None
 
 
@@ -149,15 +158,11 @@ def _env(id: str, options: Options) -> dict[str, str]:
     }
 
 
-def _refuse_too_small(client: JobSubmissionClient, config: RunConfig) -> None:
+def _refuse_too_small(client: JobSubmissionClient, config: RunConfig, options: Options) -> None:
     """A job that waits for nodes which never come holds its place for minutes and then fails."""
-    nodes, cluster = server.nodes_of(client), config.cluster
-    least = cluster.least_workers
-    needs = {"CPU": least * cluster.cpus_per_worker, "GPU": least * cluster.gpus_per_worker}
-    have = nodes.resources
-    short = [f"{n:g} {kind}s where there are {have.get(kind, 0):g}" for kind, n in needs.items() if n > have.get(kind, 0)]
-    if short:
-        raise ValueError(
-            f"the cluster is too small for cluster.workers={cluster.workers}: {least} of them need {' and '.join(short)}, on "
-            f"{nodes.count} nodes; lower cluster.workers, or submit with --wait if more nodes are to come"
-        )
+    cluster, driver = config.cluster, {"CPU": options.cpus, "GPU": options.gpus}
+    nodes = server.nodes_of(client)
+    try:
+        capacity.refuse_too_small(nodes, cluster, reserved=driver)
+    except RuntimeError as error:
+        raise ValueError(f"{error}; or submit with --wait if more nodes are to come") from error

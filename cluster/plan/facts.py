@@ -205,6 +205,15 @@ def _prefixes(config: RunConfig, part: Part, module: nn.Module, data: DataFacts,
         yield _loss(config, part, inner, data, one, cpu=cpu)
 
 
+def _compared(objective: Objective) -> float:
+    """Share of all rows times all candidates of two views that the loss compares, over all of its passes."""
+    one_sided = objective.queries == "anchors"
+    passes = 2 if (isinstance(objective.loss, RowLoss) and objective.loss.symmetric if one_sided else True) else 1
+    if objective.candidates == "other_view":
+        return 0.25 * passes
+    return 0.5 * passes if one_sided else 1.0
+
+
 def _loss(config: RunConfig, part: Part, objective: Objective, data: DataFacts, dim: int, *, cpu: bool) -> LossFacts:
     loss, size = objective.loss, 8 if config.train.precision == "fp64" else 4
     target = isinstance(loss, Similarities) or objective.guards.ignore_closer_than is not None or config.train.reproducible
@@ -215,6 +224,7 @@ def _loss(config: RunConfig, part: Part, objective: Objective, data: DataFacts, 
         memory=0 if objective.memory is None else objective.memory.size,
         parameters=sum(p.numel() for p in loss.parameters() if p.requires_grad),
         target_dim=data.target_dim if target else 0,
+        compared=_compared(objective),
         copies=4.0 if objective.candidates == "other_view" else 3.0,  # two passes hold copies of theirs
         chunk_bytes=objective.chunk_bytes or CHUNK_BYTES[cpu],
     )

@@ -99,7 +99,7 @@ def plan_for(world: int, facts: Facts, given: Assumptions) -> Scale:
     used = fitting or unit
     if not asked:
         at_once = memory(held, share, candidates, math.ceil(used * per_record))
-    step = step_of(facts, share, pieces=math.ceil(share.records / used))
+    step = step_of(facts, share)
     traffic = traffic_of(step, facts.losses, world)
     if given.gpu.name == "cpu":
         traffic = as_gloo(traffic, world)
@@ -150,17 +150,15 @@ def share_of(config: RunConfig, data: DataFacts, world: int) -> Share:
     return Share(records, math.ceil(records * data.rows_per_record), math.ceil(records * data.images_per_record))
 
 
-def step_of(facts: Facts, share: Share, *, pieces: int) -> Step:
-    """What a rank with this share sends, when it encodes it in so many pieces."""
+def step_of(facts: Facts, share: Share) -> Step:
+    """What a rank with this share sends."""
     config = facts.config
-    again = pieces > 1
     return Step(
         share=share,
         losses=facts.losses,
         learned=facts.encoder.learned,
         size=8 if config.train.precision == "fp64" else 4,
         buffer_bytes=facts.encoder.buffer_bytes,
-        forwards=pieces * (2 if again else 1),
         reproducible=config.train.reproducible,
         keys=config.train.momentum > 0,
         match=facts.data.kind == "labelled_pair",
@@ -214,7 +212,7 @@ def _computing(facts: Facts, given: Assumptions, share: Share, candidates: int, 
 def _columns(loss: LossFacts, candidates: int) -> float:
     if loss.family == "given":
         return 0.0
-    return loss.classes * loss.per_class if loss.classes else candidates + loss.memory
+    return loss.classes * loss.per_class if loss.classes else loss.compared * (candidates + loss.memory)
 
 
 def _hidden(facts: Facts, given: Assumptions, traffic: Sequence[Call], images: int, world: int) -> float:

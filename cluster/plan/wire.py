@@ -34,6 +34,7 @@ class LossFacts:
     per_class: int = 1
     sharded: bool = False
     target_dim: int = 0  # gathered with the rows
+    compared: float = 1.0  # share of rows times candidates
     copies: float = 3.0  # of the candidates' vectors that live at once
     chunk_bytes: int = 2**30
 
@@ -56,7 +57,6 @@ class Step:
     learned: int
     size: int = 4
     buffer_bytes: int = 0
-    forwards: int = 1  # of the encoder, each of which sends its buffers
     reproducible: bool = False
     keys: bool = False
     match: bool = False  # labelled pairs
@@ -86,7 +86,7 @@ def calls(step: Step) -> list[Call]:
     gradients = step.learned * (WORD if step.reproducible else step.size)
     found = _reproducible(step) if step.reproducible else [call for loss in step.losses for call in _objective(step, loss)]
     if step.buffer_bytes and not step.reproducible:
-        found.append(Call("buffers", "broadcast", step.buffer_bytes * step.forwards, step.forwards))
+        found.append(Call("buffers", "broadcast", step.buffer_bytes))  # before the last piece only
     return [*found, Call("gradients", "all_reduce", gradients, max(1, math.ceil(gradients / BUCKET_BYTES)))]
 
 
@@ -108,11 +108,13 @@ def sent(call: Call, world: int) -> float:
 
 
 def seconds(call: Call, world: int, links: Links) -> float:
-    """A ring goes through every node once, so that a node sends what a rank sends; small messages take a tree's latency."""
+    """A ring goes through every node once, so that a node sends what a rank sends; sums take a tree's latency."""
     if world == 1:
         return 0.0
     slowest = links.inside if world <= links.gpus_per_node else min(links.inside, links.between)
-    return sent(call, world) / (LINK_SHARE * slowest) + call.count * 2 * math.ceil(math.log2(world)) * HOP_S
+    ring = call.kind in ("all_gather", "reduce_scatter")
+    hops = world - 1 if ring else 2 * math.ceil(math.log2(world))
+    return sent(call, world) / (LINK_SHARE * slowest) + call.count * hops * HOP_S
 
 
 def _objective(step: Step, loss: LossFacts) -> list[Call]:

@@ -186,8 +186,7 @@ def measure(every: dict[str, Facts]) -> dict[str, Counter[str]]:
 
 def planned(facts: Facts, world: int) -> list[Call]:
     share = share_of(facts.config, facts.data, world)
-    micro = facts.config.train.micro_batch or share.records
-    return traffic_of(step_of(facts, share, pieces=-(-share.records // micro)), facts.losses, world)
+    return traffic_of(step_of(facts, share), facts.losses, world)
 
 
 def by_kind(calls: list[Call]) -> Counter[str]:

@@ -104,7 +104,7 @@ def test_a_job_is_followed_to_its_registered_model(cluster: Nodes, config: Path,
 
 def test_a_job_is_stopped_and_submitted_again(cluster: Nodes, config: Path, tmp_path: Path) -> None:
     run = config.parent / "runs" / "long"
-    settings = [*QUICK, *sets("name=long", "train.steps=4000", "train.evaluate_every=1000", "train.checkpoint_every=200")]
+    settings = [*QUICK, *sets("name=long", "train.steps=1200", "train.evaluate_every=1000", "train.checkpoint_every=200")]
     first, _ = answer(cluster, "submit", str(config), *settings, cwd=tmp_path)
     wait_for("training", lambda: len(list(read_lines(run / "metrics.jsonl"))) > 20)
     same, told = answer(cluster, "submit", str(config), *settings, cwd=tmp_path)
@@ -176,7 +176,7 @@ def test_own_modules_travel_along(cluster: Nodes, config: Path, tmp_path: Path) 
         (["--address", "ray://127.0.0.1:10001"], "http://127.0.0.1:8265"),
         (["--address", "gopher://x"], "is no http address"),
         (["--set", "cluster.workers=16"], "the cluster is too small for cluster.workers=16"),
-        (["--set", "cluster.gpus_per_worker=1"], "GPUs where there are 0"),
+        (["--set", "cluster.gpus_per_worker=1"], "0 GPUs together"),
         (["--env", "NOT_SET_ANYWHERE"], "it is not set here"),
         (["--code", "nowhere"], "is no folder"),
     ],
