@@ -145,7 +145,7 @@ def _dataset(path: str, context: Literal["training", "evaluation"], cache: str |
 
 
 def _announce(config: RunConfig, facts: Facts, *, local: bool, address: str | None) -> None:
-    where = "local processes" if local else f"Ray at {address}" if address else "Ray on this machine"
+    where = "local processes" if local else _ray_at(address)
     say(
         f"{config.name}: {facts.samples} {facts.kind} records, {facts.parameters / 1e6:.2f} M parameters, "
         f"{facts.steps} steps of {config.data.batch} ({facts.epochs:.1f} epochs), {_how_many(config)} workers, {where}"
@@ -155,3 +155,7 @@ def _announce(config: RunConfig, facts: Facts, *, local: bool, address: str | No
 def _how_many(config: RunConfig) -> str:
     least, most = config.cluster.least_workers, config.cluster.most_workers
     return str(most) if least == most else f"{least} to {most}"
+
+
+def _ray_at(address: str | None) -> str:
+    return "Ray on this machine" if address is None else "Ray of this cluster" if address == "auto" else f"Ray at {address}"
