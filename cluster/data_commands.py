@@ -1,4 +1,4 @@
-"""Commands about data that is packed already, or lies in tars made elsewhere."""
+"""Commands about data: fetched, packed, or in tars made elsewhere; looked at and checked."""
 
 from __future__ import annotations
 
@@ -14,6 +14,79 @@ from cluster.answers import Json, print_result
 commands = typer.Typer()
 Shards = Annotated[str, typer.Argument(metavar="SHARDS", help="A folder or URL with a manifest, from `pack` or `index`.")]
 SHOWN = 20
+
+
+@commands.command()
+def fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="emoji, digits or fashion-mnist.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder: one folder of images for each class.")],
+    source: Annotated[Path | None, typer.Option(help="fashion-mnist: a folder that holds the IDX files.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch a known data set as a folder of images by class, with its licences.
+
+    Example: nearfar fetch emoji images/emoji
+    """
+    from cluster.progress import bar
+    from configs.registry import resolve
+
+    options = {} if source is None else {"source": source}
+    with bar(f"fetching {name}") as report:
+        try:
+            summary = resolve("dataset", name)(out, progress=report, **options)
+        except TypeError as error:
+            raise ValueError(f"--source is for fashion-mnist, {name} has none") from error
+    found = {"classes": summary.classes, "images": summary.images, "out": str(out)}
+    print_result(found, as_json=as_json, text=f"{summary.images} images of {summary.classes} classes in {out}")
+
+
+@commands.command()
+def pack(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="Images in folders by class, a table (parquet, CSV, JSONL), or tars; path or URL."
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder for the shards.")],
+    kind: Annotated[str, typer.Option(help="labelled, pair, labelled_pair or triplet.")] = "labelled",
+    eval_fraction: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share held out, in OUT/eval.")] = 0.0,
+    split: Annotated[str, typer.Option(help="Hold out whole classes (class) or single records (record).")] = "class",
+    max_shard_mb: Annotated[int, typer.Option(min=1)] = 256,
+    max_shard_records: Annotated[int | None, typer.Option(min=1)] = None,
+    max_side: Annotated[int | None, typer.Option(min=8, help="Shrink larger images to this longest side.")] = None,
+    quality: Annotated[int | None, typer.Option(min=1, max=100, help="Of JPEGs written anew; 92 if not given.")] = None,
+    reencode: Annotated[bool, typer.Option("--reencode", help="Make every JPEG upright, baseline and 4:2:0.")] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes, 2 if not given; Ray tasks: one a CPU.")] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Tasks of this machine's own Ray instead of processes.")] = False,
+    address: Annotated[str | None, typer.Option(metavar="URL", help="Tasks of a running Ray cluster; OUT is shared.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split and of the order in the shards.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Turn images into shards that training streams. Stopped in the middle, the same command goes on.
+
+    Example: nearfar pack images/emoji shards/emoji --eval-fraction 0.25
+    """
+    from cluster.packing import as_dict, describe, run_pack, tell_left_out
+
+    summary = run_pack(
+        source,
+        out,
+        ray=ray,
+        address=address,
+        workers=workers,
+        kind=kind,
+        eval_fraction=eval_fraction,
+        split=split,
+        max_shard_mb=max_shard_mb,
+        max_shard_records=max_shard_records,
+        max_side=max_side,
+        quality=quality,
+        reencode=reencode,
+        seed=seed,
+    )
+    tell_left_out(summary, out)
+    print_result(as_dict(summary), as_json=as_json, text=describe(summary))
 
 
 @commands.command()
