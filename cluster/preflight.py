@@ -100,13 +100,17 @@ def _refuse_unreachable(places: Places, nodes: list[dict[str, Any]], timeout_s: 
         asked[task.options(scheduling_strategy=here).remote(places, word)] = node
     done, late = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s)
     there = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-    wrong: dict[str, list[str]] = {}
+    answered, wrong = set(done), dict[str, list[str]]()
     for reference in [*done, *late]:
         node = asked[reference]
         if node["NodeID"] not in there:  # it went away meanwhile, as nodes do
             continue
         try:
-            told = ray.get(reference) if reference in done else [f"no answer within {timeout_s:g} s: a file system hangs there"]
+            told = (
+                ray.get(reference)
+                if reference in answered
+                else [f"no answer within {timeout_s:g} s: a file system hangs there"]
+            )
         except Exception as error:
             told = [f"nearfar does not run there ({str(error).strip().splitlines()[-1]}); its image lacks something"]
         for reason in told:

@@ -13,6 +13,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
+from cluster.capacity import places
 from cluster.context import refuse_few_gpus
 from cluster.launch import in_a_thread, init_ray, quiet_ray
 from cluster.lock import Held, Lock
@@ -209,7 +210,7 @@ def _refuse_too_small(plan: Plan, *, on_cluster: bool) -> None:
     deadline = time.monotonic() + (JOINING_S if on_cluster else 0.0)
     while True:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        if any(node.get("CPU", 0) >= plan.cpus and node.get("GPU", 0) >= plan.gpus for node in nodes):
+        if any(places(node, {"CPU": plan.cpus, "GPU": plan.gpus}, 1) for node in nodes):
             break
         if time.monotonic() > deadline:
             most = " and ".join(f"{max((node.get(kind, 0) for node in nodes), default=0):g} {kind}s" for kind in ("CPU", "GPU"))
