@@ -66,6 +66,7 @@ def check(config: RunConfig, histories: Sequence[History] | None = None) -> Fact
         start_from(encoder, weights_of(config), skip=config.encoder.init_skip)
     with allowance(_given_to_losses(config)):
         objective = objective_for(config, manifest, encoder)
+    _check_views(config, objective)
     build_optimizer(config.optim, [encoder, objective])
     _try_objective(config, manifest, objective, encoder)
     _check_encoder(config, encoder)
@@ -106,10 +107,10 @@ def open_training(config: RunConfig) -> Manifest:
 def _check_data(config: RunConfig, manifest: Manifest, histories: Sequence[History] | None) -> int:
     per_epoch = units_per_epoch(manifest, config.data, histories)
     views = [part.options.get(key) for part in config.loss for key in ("queries", "candidates")]
-    if manifest.kind == "labelled" and config.data.per_class is None:
+    if manifest.kind == "labelled" and config.data.per_class is None and config.data.views == 1:
         if "other_view" in views or "anchors" in views:
             raise ValueError(
-                "loss: anchors and other_view need pairs, triplets or data.per_class; labelled images have one view"
+                "loss: anchors and other_view need pairs, triplets, data.per_class or data.views; labelled images have one view"
             )
         expected = (config.data.batch - 1) * float((class_shares(manifest) ** 2).sum())
         if expected < 1:
@@ -118,6 +119,14 @@ def _check_data(config: RunConfig, manifest: Manifest, histories: Sequence[Histo
                 f"of {config.data.batch}; set data.per_class (2 to 8 are usual)"
             )
     return per_epoch
+
+
+def _check_views(config: RunConfig, objective: nn.Module) -> None:
+    if config.data.views == 2 and config.data.per_class is None and any(hasattr(m, "set_classes") for m in objective.modules()):
+        raise ValueError(
+            "data.views: 2 without data.per_class uses no labels, but a loss with class centres is made of them; set "
+            "data.per_class, or take another loss (info_nce, sup_con)"
+        )
 
 
 def _check_schedule(config: RunConfig, steps: int) -> None:

@@ -60,14 +60,26 @@ def pack(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes, 2 if not given; Ray tasks: one a CPU.")] = None,
     ray: Annotated[bool, typer.Option("--ray", help="Tasks of this machine's own Ray instead of processes.")] = False,
     address: Annotated[str | None, typer.Option(metavar="URL", help="Tasks of a running Ray cluster; OUT is shared.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the split and of the order in the shards.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split, of the order in the shards, of what is drawn.")] = 0,
+    sample: Annotated[
+        str | None,
+        typer.Option(help="Draw pairs or triplets from labelled images: random; near, far, relevance go by --vectors."),
+    ] = None,
+    per_image: Annotated[int, typer.Option(min=1, help="How often each image is an anchor.")] = 1,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use at most so many images of each class.")] = None,
+    vectors: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Vectors by label or key: targets, or with --sample in place of the positive."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Turn images into shards that training streams. Stopped in the middle, the same command goes on.
 
     Example: nearfar pack images/emoji shards/emoji --eval-fraction 0.25
+    Example: nearfar pack shards/emoji/train shards/emoji-triplets --kind triplet --sample random --per-image 4
     """
     from cluster.packing import as_dict, describe, run_pack, tell_left_out
+    from pipelines.sources.sampled import Sample
 
     summary = run_pack(
         source,
@@ -84,9 +96,29 @@ def pack(
         quality=quality,
         reencode=reencode,
         seed=seed,
+        sample=Sample(sample, vectors, per_image, limit),
     )
     tell_left_out(summary, out)
     print_result(as_dict(summary), as_json=as_json, text=describe(summary))
+
+
+@commands.command()
+def text(
+    source: Annotated[str, typer.Argument(metavar="TEXTS", help="JSONL, CSV or parquet with columns label, text, (category).")],
+    out: Annotated[str, typer.Argument(metavar="OUT.parquet", help="For `pack --vectors`.")],
+    dim: Annotated[int, typer.Option(min=1, help="Numbers of a vector.")] = 64,
+    as_json: Json = False,
+) -> None:
+    """Turn the names of classes into vectors (TF-IDF and latent semantic analysis).
+
+    Example: nearfar text images/emoji/texts.jsonl texts.parquet --dim 64
+    """
+    from pipelines.text_vectors import lsa, read_texts, write_vectors
+
+    texts = read_texts(source)
+    write_vectors(out, texts, lsa(texts.texts, dim))
+    found = {"texts": len(texts.labels), "dim": dim, "out": out}
+    print_result(found, as_json=as_json, text=f"{len(texts.labels)} texts, vectors of {dim} numbers in {out}")
 
 
 @commands.command()

@@ -29,7 +29,7 @@ def worker_bytes(config: RunConfig, manifest: Manifest, encoder: nn.Module, obje
     """
     share = math.ceil(config.data.batch / config.cluster.least_workers)
     piece = min(share, config.train.micro_batch or share)
-    images, pixels = IMAGES.get(manifest.kind, 1), 3 * config.data.image_size**2
+    images, pixels = IMAGES.get(manifest.kind, config.data.views), 3 * config.data.image_size**2
     size = 8 if config.train.precision == "fp64" else 4
     sums = 16 if config.train.reproducible else 0  # of gradients in float64, before and after the all-reduce
     remembered = min(_remembered(config), _steps(config) * config.data.batch * images)

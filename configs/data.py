@@ -65,6 +65,11 @@ class Data(Section):
     per_class: Annotated[int, Field(ge=2, le=2**16)] | None = Field(
         None, description="K of balanced P x K batches, for labelled data"
     )
+    views: Literal[1, 2] = Field(
+        1,
+        description="2: every labelled image twice, each augmented anew; without per_class its label is not used and only the "
+        "other view is its positive (self-supervised), with per_class the rest of its class, too",
+    )
     tail: Literal["pad", "drop"] = Field("pad", description="a class run's rest below K: masked duplicates, or left out")
     threads: Annotated[int, Field(ge=1, le=256)] = 2
     prefetch: Annotated[int, Field(ge=1, le=64)] = Field(4, description="batches read ahead")

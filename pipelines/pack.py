@@ -27,6 +27,7 @@ from pipelines.records import MEMBERS, Listing, Records, require_kind
 from pipelines.remote import is_url
 from pipelines.sources.fetched import LICENCES
 from pipelines.sources.folder import list_folder, list_remote_folder
+from pipelines.sources.sampled import Sample, draw
 from pipelines.sources.table import TABLE_SUFFIXES, is_table, list_table
 from pipelines.sources.tars import list_tars
 from pipelines.split import split_records, write_order
@@ -55,6 +56,7 @@ class _Options:
     reencode: bool
     seed: int
     run_rows: int
+    sample: Sample
 
 
 def pack(
@@ -72,23 +74,31 @@ def pack(
     workers: int = 1,
     seed: int = 0,
     run_rows: int = 64,
+    sample: Sample | None = None,
     progress: Progress | None = None,
     map: Map | None = None,
 ) -> PackSummary:
     """Write OUT, or OUT/train and OUT/eval when `eval_fraction` is above 0; every image is really decoded on the way.
 
-    `source` is the path or URL of a folder by class or of a table. The same input, options and seed give the same bytes,
+    `source` is the path or URL of a folder by class, of a table or of tars; with `sample` it holds labelled images, and the
+    records are drawn from them. The same input, options and seed give the same bytes,
     however many workers there are and wherever `map` runs them (default: `workers` processes). Images that cannot be decoded
     are left out and listed, in the summary and in OUT/rejected.jsonl. `progress` hears of images, from another thread.
 
     A call that is stopped leaves OUT.partial behind, and the same call goes on there. Raises ValueError for bad input, with
     nothing written; RuntimeError when the disk is full, a store does not answer, or a worker is killed.
     """
-    options = _Options(kind, eval_fraction, split, max_shard_mb, max_shard_records, max_side, quality, reencode, seed, run_rows)
+    drawn = sample or Sample()
+    options = _Options(
+        kind, eval_fraction, split, max_shard_mb, max_shard_records, max_side, quality, reencode, seed, run_rows, drawn
+    )
     _check(options, workers)
     started = time.monotonic()
     require_free(out)
-    listing = list_source(source, kind)
+    listing = list_source(source, "labelled" if drawn.on else kind)
+    if drawn.on:
+        _require_two_classes(listing.records, "labelled", f"{str(source)!r}")
+        listing = draw(listing, kind, drawn, seed)
     _require_two_classes(listing.records, kind, f"{str(source)!r}")
     orders = _orders(listing.records, options)
     plan = {"source": listing.stamp or _stamp(listing.records), **asdict(options)}
@@ -133,6 +143,13 @@ def _check(options: _Options, workers: int) -> None:
         raise ValueError(f"--eval-fraction must be from 0 to below 1, got {options.eval_fraction}")
     if options.split not in SPLITS:
         raise ValueError(f"unknown split {options.split!r}; it is one of {', '.join(SPLITS)}")
+    if options.sample.on:
+        options.sample.check(options.kind)
+        if options.kind != "labelled" and options.eval_fraction > 0:
+            raise ValueError(
+                "--sample with --eval-fraction would draw negatives over the border: pack the labelled images with "
+                "--eval-fraction first, then draw from OUT/train and OUT/eval"
+            )
     counts = {name: getattr(options, name) for name in ("max_shard_mb", "max_shard_records", "max_side", "run_rows")}
     for name, value in {**counts, "workers": workers}.items():
         if value is not None and value < 1:

@@ -92,6 +92,30 @@ def plan_units(manifest: Manifest, epoch: Int64s, shard: Int64s, rows: Int64s, v
     )
 
 
+def two_views(plan: Plan, numbers: Int64s, *, seed: int, unlabelled: bool) -> Plan:
+    """Every image twice, as views 0 and 1 of its record, each with draws of its own; targets stay as they are.
+
+    `numbers` [M]: of each shard's first record (`Manifest.numbers`). `unlabelled`: only the same image is the same thing.
+    """
+    index = np.repeat(np.arange(plan.num_members), np.where(plan.view == TARGET, 1, 2))
+    second = np.concatenate([[False], index[1:] == index[:-1]]).astype(np.int64)
+    of_images = {
+        name: getattr(plan, name)[index]
+        for name in ("shard", "row", "offset", "size", "crc32", "uid", "group", "record", "present")
+    }
+    is_target, uid, record = plan.view[index] == TARGET, of_images["uid"], of_images["record"]
+    view = np.where(is_target, TARGET, second)
+    if unlabelled:
+        of_images["group"] = uid
+    return replace(
+        plan,
+        view=view,
+        draws=draws(seed, plan.sample[record, 0], uid, numbers[of_images["shard"]] + of_images["row"], view),
+        dim=None if plan.dim is None else plan.dim[index],
+        **of_images,
+    )
+
+
 def mask_padding(plan: Plan, real: Bools) -> Plan:
     """Mark records that only fill a batch up.  real: [R]"""
     sample = np.where(real[:, None], plan.sample, np.asarray([0, -1, -1]))

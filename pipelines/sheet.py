@@ -76,13 +76,15 @@ def _rows(manifest: Manifest, batch: Batch, per_class: int | None) -> Iterator[R
     keys = [printable(manifest.keys(shard)[row]) for shard, row in samples]
     if manifest.kind == "labelled":
         # A unit of K rows, which may be one of several of its class; else all rows of a class.
-        unit = (torch.arange(batch.num_rows) // per_class).tolist() if per_class else batch.group.tolist()
+        unit = (batch.record // per_class).tolist() if per_class else batch.group.tolist()
+        of_row = [keys[record] for record in batch.record.tolist()]
         for number in dict.fromkeys(unit):
             images = [index for index, own in enumerate(unit) if own == number][:COLUMNS]
             group = int(batch.group[images[0]])
-            count = manifest.class_counts[group]
+            count = manifest.class_counts.get(group, 1)  # two views of an image without its label are a group of their own
             note = f"{count} images" if count > 1 else "1 image"
-            yield Row(printable(manifest.class_names[group]), note, images, [keys[index] for index in images])
+            name = manifest.class_names.get(group, of_row[images[0]])
+            yield Row(printable(name), note, images, [of_row[index] for index in images])
         return
     for number, (shard, row) in enumerate(samples):
         images = torch.nonzero(batch.record == number).flatten().tolist()

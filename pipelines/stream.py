@@ -18,7 +18,7 @@ from pipelines.growth import History, begin, unit_sizes, weights_of
 from pipelines.manifest import Manifest
 from pipelines.mixed_order import MixedOrder
 from pipelines.mixture import parts_of
-from pipelines.plan import Plan, mask_padding, plan_records, plan_units
+from pipelines.plan import Plan, mask_padding, plan_records, plan_units, two_views
 from pipelines.quotas import Quotas
 from pipelines.tally import OnBad, Tally
 
@@ -60,7 +60,7 @@ class Loader:
             raise ValueError(f"rank {rank} of {world} workers cannot have a share of {num_pieces} {what} a batch")
         self.position = position
         self._manifest, self._seed, self._rank, self._world = manifest, seed, rank, world
-        self._units = data.per_class is not None
+        self._units, self._views = data.per_class is not None, data.views
         self._order = MixedOrder(manifest, data, seed=seed, histories=histories)
         self._tally = Tally(manifest, data, on_bad)
         starts = itertools.count(position, self.units_per_batch)
@@ -109,8 +109,12 @@ class Loader:
         # The order is asked here, in the consumer's thread: it is fast, and not made for several threads.
         slots = self._order.slice(start, self.units_per_batch, self._rank, self._world, self._piece)
         if self._units:
-            return partial(plan_units, self._manifest, slots.epoch, slots.shard, slots.rows, slots.valid, seed=self._seed)
-        return partial(plan_records, self._manifest, slots.epoch, slots.shard, slots.rows[:, 0], seed=self._seed)
+            plan = partial(plan_units, self._manifest, slots.epoch, slots.shard, slots.rows, slots.valid, seed=self._seed)
+        else:
+            plan = partial(plan_records, self._manifest, slots.epoch, slots.shard, slots.rows[:, 0], seed=self._seed)
+        if self._views == 1:
+            return plan
+        return lambda: two_views(plan(), self._manifest.numbers, seed=self._seed, unlabelled=not self._units)
 
 
 def evaluation_batches(
@@ -156,6 +160,10 @@ def units_per_epoch(manifest: Manifest, data: Data, histories: Sequence[History]
     for part, history, wanted in zip(parts_of(manifest), histories, shares, strict=True):
         if data.per_class is not None:
             _require_runs(part, data.per_class)
+        if data.views == 2 and part.kind != "labelled":
+            raise ValueError(
+                f"data.views: 2 is for labelled data; {part.location!r} holds {part.kind} records, which have views"
+            )
         there = int(unit_sizes(part, data)[: history.stages[0].num_shards].sum())
         _require_enough(part, data, wanted, there, batch)
         total += there

@@ -82,7 +82,7 @@ def data_facts(config: RunConfig, told: Told, decode_rate: float | None = None) 
         except ValueError as error:
             raise ValueError(f"{error}; or plan without data: --samples 10000000 --image-kb 100 --kind pair") from error
         return _of_manifest(config, manifest, decode_rate)
-    images = IMAGES.get(told.kind, 1)
+    images = IMAGES.get(told.kind, config.data.views)
     return DataFacts(
         kind=told.kind,
         num_records=told.samples,
@@ -101,7 +101,7 @@ def data_facts(config: RunConfig, told: Told, decode_rate: float | None = None) 
 def _of_manifest(config: RunConfig, manifest: Manifest, decode_rate: float | None) -> DataFacts:
     remote = any(manifest_part.shard_file(0).remote for manifest_part in parts_of(manifest))
     rate = decode_rate or (None if remote else _measured_rate(config, manifest))
-    images = manifest.num_images / manifest.num_samples
+    images = manifest.num_images / manifest.num_samples * config.data.views
     return DataFacts(
         kind=manifest.kind,
         num_records=manifest.num_samples,

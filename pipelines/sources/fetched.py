@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,9 +40,16 @@ class ClassImage:
 
 
 def write_images(
-    out: Path, images: Iterable[ClassImage], licences: tuple[Licence, ...], *, title: str, total: int, progress: Progress | None
+    out: Path,
+    images: Iterable[ClassImage],
+    licences: tuple[Licence, ...],
+    *,
+    title: str,
+    total: int,
+    progress: Progress | None,
+    beside: Mapping[str, str] | None = None,
 ) -> FetchSummary:
-    """Write OUT/<class>/<image> and OUT/LICENCES.md, all or nothing.
+    """Write OUT/<class>/<image>, OUT/LICENCES.md and files `beside` them (name -> text), all or nothing.
 
     Raises ValueError when `out` holds something already, RuntimeError when the disk is full.
     """
@@ -57,6 +64,8 @@ def write_images(
             count += 1
             if progress is not None:
                 progress(count, total)
+        for name, text in (beside or {}).items():
+            (folder / name).write_text(text, "utf-8")
         (folder / LICENCES).write_text(_describe(title, licences), "utf-8")
     return FetchSummary(len(classes), count, licences)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 
+from pipelines.manifest import Manifest
 from pipelines.records import Listing, Record
 from pipelines.remote import describe, fetch, is_url
 from pipelines.tar import TarError, TarReader
@@ -55,6 +56,7 @@ def list_tars(source: str | Path, kind: str) -> Listing:
     sizes: list[list[int]] = []
     misfits: list[TarRecord] = []  # the first few
     tars = expand_tars([source])
+    names = _class_names(str(source)) if kind == "labelled" else {}
     for tar in tars:
         for found in _records(tar, passed):
             try:
@@ -63,6 +65,7 @@ def list_tars(source: str | Path, kind: str) -> Listing:
                 rejected.append((f"{Path(tar).name}/{found.key}", str(error)))
                 misfits = [*misfits, found][:10]
                 continue
+            meaning = replace(meaning, entity=names.get((Path(tar).name, found.key), meaning.entity))
             records.append(as_record(tar, found, meaning))
             sizes.append([found.members[suffix].size for suffix in meaning.files])
     if not records:
@@ -79,6 +82,18 @@ def as_record(tar: str, found: TarRecord, meaning: Meaning) -> Record:
     files = [TarImage(tar, member.name, member.offset, member.size) for member in members]
     images, target = (files, None) if meaning.target is None else (files[:-1], files[-1])
     return Record(tuple(images), meaning.entity, meaning.negative_entities, meaning.match, meaning.weight, target)
+
+
+def _class_names(source: str) -> dict[tuple[str, str], str]:
+    """(tar, key) -> name of the class, where a manifest beside the tars has it; they themselves have but a number."""
+    if not os.path.isfile(os.path.join(source, "manifest.json")):
+        return {}
+    manifest = Manifest.open(source)
+    names: dict[tuple[str, str], str] = {}
+    for shard in range(len(manifest.sizes)):
+        tar = manifest.shard_file(shard).name
+        names |= {(tar, key): name for key, name in zip(manifest.keys(shard), manifest.column(shard, "label"), strict=True)}
+    return names
 
 
 def _records(tar: str, passed: Counter[str]) -> Iterator[TarRecord]:

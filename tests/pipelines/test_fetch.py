@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import shutil
 import struct
 import tarfile
@@ -29,6 +30,25 @@ FILES = {
     "fluent": ["1f600.webp", "23-fe0f-20e3.webp", "1f3f4-e0067_e0062_e007f.webp"],
 }
 
+NAMES = [
+    {
+        "name": "GRINNING FACE",
+        "unified": "1F600",
+        "short_name": "grinning",
+        "short_names": ["grinning"],
+        "category": "Smileys & Emotion",
+        "subcategory": "face-smiling",
+    },
+    {
+        "name": None,
+        "unified": "0023-FE0F-20E3",
+        "short_name": "hash",
+        "short_names": ["hash"],
+        "category": "Symbols",
+        "subcategory": "keycap",
+    },
+]
+
 
 @pytest.fixture
 def cache(tmp_path: Path, painter: Painter) -> Path:
@@ -47,7 +67,22 @@ def cache(tmp_path: Path, painter: Painter) -> Path:
                 info.size = buffer.getbuffer().nbytes
                 buffer.seek(0)
                 tar.addfile(info, buffer)
+            if style.package == emoji.NAMES:
+                _add_json(tar, "package/emoji.json", NAMES)
+    with tarfile.open(folder / tarball_name(emoji.KEYWORDS), "w:gz") as tar:
+        _add_json(
+            tar,
+            "package/dist/emoji-en-US.json",
+            {"\U0001f600": ["grinning_face", "face", ":D"], "\U0001f1e9\U0001f1ea": ["de"]},
+        )
     return folder
+
+
+def _add_json(tar: tarfile.TarFile, name: str, what: object) -> None:
+    data = json.dumps(what).encode()
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
 
 
 def test_emoji_are_sorted_into_classes_by_their_code_points(tmp_path: Path, cache: Path) -> None:
@@ -56,6 +91,7 @@ def test_emoji_are_sorted_into_classes_by_their_code_points(tmp_path: Path, cach
     found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
     assert found == {
         "LICENCES.md",
+        "texts.jsonl",
         *(f"1f600/{style}.png" for style in ("noto", "blob", "twemoji")),
         "1f600/fluent.webp",
         "23-20e3/noto.png",
@@ -65,7 +101,7 @@ def test_emoji_are_sorted_into_classes_by_their_code_points(tmp_path: Path, cach
         "1f3f4-e0067-e0062/fluent.webp",
     }
     assert (summary.classes, summary.images) == (4, 9)
-    assert told == [(4, 4), *((i + 1, 9) for i in range(9))]
+    assert told == [(5, 5), *((i + 1, 9) for i in range(9))]
     assert [path.name for path in tmp_path.iterdir() if path.name not in ("cache", "out")] == []
     with tarfile.open(cache / "emoji-datasource-google-16.0.0.tgz") as tar:
         member = tar.extractfile("package/img/google/64/1f600.png")
@@ -74,6 +110,11 @@ def test_emoji_are_sorted_into_classes_by_their_code_points(tmp_path: Path, cach
     notes = (tmp_path / "out" / "LICENCES.md").read_text("utf-8")
     assert all(words in notes for words in ("Apache-2.0", "CC BY 4.0", "MIT", "emoji-datasource-google@3.0.0"))
     assert pack(tmp_path / "out", tmp_path / "shards").images == 9
+    texts = [json.loads(line) for line in (tmp_path / "out" / "texts.jsonl").read_text("utf-8").splitlines()]
+    assert texts == [
+        {"label": "1f600", "name": "grinning face", "category": "Smileys & Emotion", "text": "grinning face d smiling"},
+        {"label": "23-20e3", "name": "hash", "category": "Symbols", "text": "hash keycap"},
+    ]
 
 
 def test_a_damaged_package_is_removed_and_leaves_nothing(tmp_path: Path, cache: Path) -> None:

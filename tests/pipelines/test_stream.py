@@ -211,3 +211,28 @@ def test_units_of_an_epoch_are_counted(labelled: Manifest) -> None:
     runs = labelled.runs.length
     assert units_per_epoch(labelled, settings(per_class=4)) == int(np.ceil(runs / 4).sum())
     assert units_per_epoch(labelled, settings(per_class=4, tail="drop")) == int((runs // 4).sum())
+
+
+@pytest.mark.parametrize("per_class", [None, 2])
+def test_two_views_of_an_image_differ_and_are_one_record(many_shards: Manifest, per_class: int | None) -> None:
+    data = settings(views=2, per_class=per_class)
+    one, labelled = take(many_shards, data, 5), take(many_shards, settings(per_class=per_class), 5)
+    for batch, single in zip(one, labelled, strict=True):
+        assert batch.num_records == single.num_records == batch.num_rows // 2
+        assert torch.equal(batch.sample, single.sample)
+        assert batch.view.tolist() == [0, 1] * batch.num_records
+        assert batch.record.tolist() == [i // 2 for i in range(batch.num_rows)]
+        assert torch.equal(batch.uid[::2], single.uid)
+        assert torch.equal(batch.uid[1::2], single.uid)
+        first, second = batch.draws[::2], batch.draws[1::2]
+        assert not (first == second).all(1).any()
+        assert torch.equal(batch.group[::2], single.group if per_class else single.uid)
+    for world in (2, 3):
+        ranks = [take(many_shards, data, 5, rank=rank, world=world) for rank in range(world)]
+        for batch, parts in zip(one, zip(*ranks, strict=True), strict=True):
+            assert_equal(batch, joined(parts))
+
+
+def test_two_views_are_for_labelled_images(triplets: Manifest) -> None:
+    with pytest.raises(ValueError, match=r"data\.views: 2 is for labelled data"):
+        take(triplets, settings(views=2), 1)
