@@ -63,7 +63,9 @@ def pack(
     seed: Annotated[int, typer.Option(min=0, help="Of the split, of the order in the shards, of what is drawn.")] = 0,
     sample: Annotated[
         str | None,
-        typer.Option(help="Draw pairs or triplets from labelled images: random; near, far, relevance go by --vectors."),
+        typer.Option(
+            help="Draw pairs or triplets from labelled images: random, neighbours; by --vectors: near, far, relevance."
+        ),
     ] = None,
     per_image: Annotated[int, typer.Option(min=1, help="How often each image is an anchor.")] = 1,
     limit: Annotated[int | None, typer.Option(min=1, help="Use at most so many images of each class.")] = None,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipelines.columns import ColumnRecords, ImageColumn, entity_names, entity_numbers
 from pipelines.hashing import Int64s
+from pipelines.nearby import neighbour_pairs, thumbnails
 from pipelines.records import ImageFile, Listing, Record, Records
 from pipelines.relevance import relevance_triplets
 from pipelines.sampling import Classes, labelled_pairs, other_classes, pairs, triplets
@@ -21,7 +22,7 @@ from pipelines.vectors import encode_vector
 STRATEGIES = {
     "labelled": (),
     "pair": ("random",),
-    "labelled_pair": ("random",),
+    "labelled_pair": ("random", "neighbours"),
     "triplet": ("random", "near", "far", "relevance"),
 }
 
@@ -31,7 +32,8 @@ class Sample:
     """How pairs and triplets are drawn from labelled images.
 
     `strategy`: `random` rows of the right classes (labelled pairs: as many that match as that do not); `near`, `far`: negative
-    classes by the cosine of their vectors; `relevance`: Deep Ranking's triplets (see `relevance_triplets`). Each image is an
+    classes by the cosine of their vectors; `relevance`: Deep Ranking's triplets (see `relevance_triplets`); `neighbours`: the
+    nearest by vectors, or by pixels without, whatever the class (see `neighbour_pairs`). Each image is an
     anchor `per_image` times. `vectors`: a file (see `read_vectors`); of labelled images they become the targets, of relevance
     they are the features, else the class's vector takes the place of the positive image, and another's of the negative.
     """
@@ -128,18 +130,21 @@ class _Drawing:
             everything = np.arange(len(self._base))
             target = None if self._given is None else self._vectors(self._rows)
             return ColumnRecords(len(everything), [self._images(everything)], entities=self._labels(everything), target=target)
-        if self._given is not None and self._sample.strategy != "relevance":
+        if self._given is not None and self._sample.strategy not in ("relevance", "neighbours"):
             return self._beside_vectors(kind)
         match: NDArray[np.int8] | None = None
         if self._sample.strategy == "relevance":
             rows = self._by_relevance()
+        elif self._sample.strategy == "neighbours":
+            of_images = thumbnails(self._base) if self._given is None else self._given.vectors[self._rows]
+            rows, match = neighbour_pairs(of_images, self._sample.per_image, self._seed)
         elif kind == "labelled_pair":
             rows, match = labelled_pairs(self._codes, self._sample.per_image, self._seed)
         else:
             rows = (pairs if kind == "pair" else triplets)(self._codes, self._sample.per_image, self._seed)
         columns = [self._images(rows[:, member]) for member in range(rows.shape[1])]
         negatives = [self._names[code] for code in self._codes[rows[:, 2]].tolist()] if kind == "triplet" else None
-        labels = self._labels(rows[:, 0])
+        labels = None if self._sample.strategy == "neighbours" else self._labels(rows[:, 0])
         return ColumnRecords(len(rows), columns, entities=labels, match=match, negative_entities=negatives)
 
     def _beside_vectors(self, kind: str) -> ColumnRecords:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from pipelines.manifest import Manifest
+from pipelines.nearby import neighbour_pairs
 from pipelines.pack import pack
 from pipelines.read import Reader
 from pipelines.sampling import NEAREST, Classes, labelled_pairs, other_classes, pairs, triplets
@@ -62,6 +63,18 @@ def test_near_and_far_classes_are_so_by_their_vectors() -> None:
         assert drawn.min() >= low
         assert drawn.max() <= high
         assert len(np.unique(drawn)) == pytest.approx(high - low + 1, abs=1)
+
+
+def test_neighbours_are_the_nearest_and_the_others_are_not() -> None:
+    vectors = np.random.default_rng(1).normal(size=(40, 3)).astype(np.float32)
+    rows, match = neighbour_pairs(vectors, 5, 3)
+    distance = ((vectors[:, None].astype(np.float64) - vectors[None]) ** 2).sum(2)
+    place = np.argsort(np.argsort(distance, axis=1), axis=1)[rows[:, 0], rows[:, 1]]  # 0 is the image itself
+    assert sorted(set(place[match == 1].tolist())) == [1, 2, 3, 4, 5]
+    assert place[match == 0].min() > 5
+    assert len(np.unique(place[match == 0])) > 25
+    with pytest.raises(ValueError, match="too few to have as many"):
+        neighbour_pairs(vectors[:10], 5, 3)
 
 
 def test_a_limit_takes_some_of_each_class() -> None:
