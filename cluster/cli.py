@@ -164,23 +164,27 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's fold
 
 
 @app.command()
-def recipes(name: Annotated[str | None, typer.Argument(metavar="NAME", help="Print this one.")] = None) -> None:
-    """List the shipped recipes, or print one.
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Print this one.")] = None,
+    data: Annotated[bool, typer.Option("--data", help="Make its data in this folder: the commands in its head.")] = False,
+) -> None:
+    """List the shipped recipes, print one, or make its data. `nearfar train NAME` trains one as it is.
 
     Example: nearfar recipes emoji > my.yaml
+    Example: nearfar recipes batch-hard --data && nearfar train batch-hard --local
     """
-    import configs
-    from configs.registry import suggest
+    from cluster.recipes import make_data, names, text_of, title
 
-    folder = Path(configs.__file__).parent / "recipes"
-    files = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     if name is None:
-        for stem, path in files.items():
-            print(f"{stem:24} {path.read_text().splitlines()[0].lstrip('# ')}")
-    elif name not in files:
-        raise ValueError(f"no recipe {name!r}; {suggest(name, files)}")
+        if data:
+            raise ValueError("--data: of which recipe? nearfar recipes NAME --data")
+        for one in names():
+            print(f"{one:34} {title(one)}")
+    elif data:
+        text_of(name)
+        make_data(name, Path.cwd())
     else:
-        print(files[name].read_text(), end="")
+        print(text_of(name), end="")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -53,15 +54,16 @@ _Loader.add_constructor("!exponent", _number)
 
 # What PyYAML's own constructors raise for a tag whose value is none of its kind (`!!bool maybe`, `!!timestamp soon`).
 _NOT_YAML = (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError)
+RECIPES = Path(__file__).parent / "recipes"
 MOST_BYTES = 2**18  # of a file
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a YAML file, apply `key.path=value` overrides and validate.
+    """Read a YAML file, or the recipe of that name, apply `key.path=value` overrides and validate.
 
     Raises ValueError with one line per mistake; nothing else.
     """
-    return parse_config(read_settings(Path(path)), overrides, where=str(path))
+    return parse_config(read_settings(_file_of(path)), overrides, where=str(path))
 
 
 def parse_config(settings: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str = "config") -> RunConfig:
@@ -106,6 +108,12 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: expected a mapping of settings, got {type(tree).__name__}")
     return tree
+
+
+def _file_of(path: str | Path) -> Path:
+    """The file, or where there is none, the shipped recipe of that name."""
+    recipe = RECIPES / f"{path}.yaml"
+    return recipe if not os.path.exists(path) and os.path.dirname(path) == "" and recipe.is_file() else Path(path)
 
 
 def _yaml(text: str, where: str) -> Any:
