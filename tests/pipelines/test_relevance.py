@@ -65,7 +65,7 @@ def test_positives_come_in_proportion_to_their_capped_relevance(buffer: int) -> 
         return chi_square(seen, weights / weights.sum(1, keepdims=True) * seen.sum(1, keepdims=True))
 
     assert ratio(np.minimum(relevance, 0.3)) < 1.3
-    assert ratio(relevance) > 5, "the test would not see a missing cap"
+    assert ratio(relevance) > 3, "the test would not see a missing cap"
 
 
 def test_negatives_of_the_category_hold_the_gap_and_follow_their_relevance() -> None:
