@@ -18,7 +18,11 @@ from tests.configs.values import bad_value, plausible_value
 from tests.conftest import CONFIG
 
 NUM_BAD, NUM_CHANGED = 260, 100  # as many as let every setting, name and option have its turn
-NEEDED = {"timm": {"model": "nothing"}, "transformers": {"path": "nothing"}}
+NEEDED: dict[str, dict[str, Any]] = {
+    "timm": {"model": "nothing"},
+    "transformers": {"path": "nothing"},
+    "multiscale": {"patch": 2, "widths": [8, 16], "blocks": 1, "grid": 2, "shallow_grid": 2},  # images may be of 16 pixels
+}
 PAIRED = ("cosine_embedding", "margin_ranking")
 GOOD = """
 name: small
