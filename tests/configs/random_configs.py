@@ -17,8 +17,12 @@ from tests.configs.subjects import Subject, all_subjects
 from tests.configs.values import bad_value, plausible_value
 from tests.conftest import CONFIG
 
-NUM_BAD, NUM_CHANGED = 240, 100  # as many as let every setting, name and option have its turn
-NEEDED = {"timm": {"model": "nothing"}, "transformers": {"path": "nothing"}}
+NUM_BAD, NUM_CHANGED = 260, 100  # as many as let every setting, name and option have its turn
+NEEDED: dict[str, dict[str, Any]] = {
+    "timm": {"model": "nothing"},
+    "transformers": {"path": "nothing"},
+    "multiscale": {"patch": 2, "widths": [8, 16], "blocks": 1, "grid": 2, "shallow_grid": 2},  # images may be of 16 pixels
+}
 PAIRED = ("cosine_embedding", "margin_ranking")
 GOOD = """
 name: small

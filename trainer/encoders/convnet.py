@@ -17,6 +17,8 @@ from trainer.objective import unit
 LARGEST = 2**28  # weights
 Side = Annotated[int, Field(ge=1, le=2048)]
 Widths = Annotated[Sequence[Annotated[int, Field(le=2**14)]], Field(max_length=16)]
+Blocks = Annotated[int, Field(ge=1, le=256)]
+Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class ConvNet(nn.Module):
@@ -36,9 +38,9 @@ class ConvNet(nn.Module):
         dim: Dim = 128,
         patch: Side = 4,
         widths: Widths = (64, 128),
-        blocks: Annotated[int, Field(ge=1, le=256)] = 2,
+        blocks: Blocks = 2,
         grid: Side = 3,
-        dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0,
+        dropout: Dropout = 0.0,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -56,8 +58,7 @@ class ConvNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Float images [n, 3, S, S] in [0, 1] to unit vectors [n, dim]."""
-        pixels = ((images - 0.7) / 0.35).contiguous(memory_format=torch.channels_last)
-        features = _pooled(self.body(pixels), self.grid)  # [n, C, grid, grid]
+        features = _pooled(self.body(centred(images)), self.grid)  # [n, C, grid, grid]
         return unit(self.head(features.flatten(1)))
 
 
@@ -87,6 +88,11 @@ class Norm(nn.GroupNorm):
             # torch 2.13 on CPUs: its backward crashes on a channels-last input that needs no gradient.
             x = x.detach().requires_grad_()
         return super().forward(x)
+
+
+def centred(images: Tensor) -> Tensor:
+    """Pixels in [0, 1] about 0, channels last."""
+    return ((images - 0.7) / 0.35).contiguous(memory_format=torch.channels_last)
 
 
 def _pooled(features: Tensor, grid: int) -> Tensor:
