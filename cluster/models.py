@@ -122,7 +122,7 @@ def _exported(folder: Path, origin: str, device: torch.device | str) -> Model:
     about = json.loads((folder / SETTINGS).read_text("utf-8"))
     settings = {name: about[name] for name in ("image_size", "resize", "dim", "max_pixels")}
     module, raw = program.module(), about.get("distance") == "euclidean"
-    module.raw = raw  # type: ignore[assignment]  # as the encoder itself says it
+    module.raw = raw  # as the encoder itself says it
     return Model(module, origin, **settings, raw=raw)
 
 
