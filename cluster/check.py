@@ -18,6 +18,7 @@ from cluster.evaluation import EvaluationSet
 from cluster.promotion import check_model_name
 from cluster.store import tracking_uri
 from cluster.warm import weights_of
+from configs.evaluation import ON_THE_SPHERE
 from configs.registry import given
 from configs.schema import RunConfig
 from pipelines.batch import Batch
@@ -26,8 +27,9 @@ from pipelines.manifest import Manifest
 from pipelines.mixture import class_shares, open_sources
 from pipelines.stream import Loader, units_per_epoch
 from trainer.backward import compare
-from trainer.encoders import build_encoder
+from trainer.encoders import build_encoder, is_raw
 from trainer.encoders.freeze import depends_on_batch
+from trainer.objective import Objective
 from trainer.optim import build_optimizer
 from trainer.warm import start_from
 
@@ -67,6 +69,7 @@ def check(config: RunConfig, histories: Sequence[History] | None = None) -> Fact
     with allowance(_given_to_losses(config)):
         objective = objective_for(config, manifest, encoder)
     _check_views(config, objective)
+    _check_raw(config, encoder, objective)
     build_optimizer(config.optim, [encoder, objective])
     _try_objective(config, manifest, objective, encoder)
     _check_encoder(config, encoder)
@@ -187,6 +190,27 @@ def _check_encoder(config: RunConfig, encoder: nn.Module) -> None:
             "how the batch is split; set encoder.freeze_batchnorm: true, use an encoder with GroupNorm or LayerNorm, or one "
             "worker without train.micro_batch"
         )
+
+
+def _check_raw(config: RunConfig, encoder: nn.Module, objective: nn.Module) -> None:
+    """Raw vectors are compared by distance, so the loss must see their length, and nothing may look at a sphere."""
+    if not is_raw(encoder):
+        return
+    name = f"encoder {config.encoder.name!r} gives vectors of any length, compared by euclidean distance"
+    if any(isinstance(part, Objective) and part.normalize for part in objective.modules()):
+        raise ValueError(
+            f"loss.normalize: {name}, but the loss scales them to length 1 and would not see it; set loss.normalize: false, "
+            "or encoder.raw: false to compare by cosine"
+        )
+    if any(part.options.get("matryoshka") for part in config.loss):
+        raise ValueError(f"loss.matryoshka: {name}; shorter lengths are for unit vectors; drop it or set encoder.raw: false")
+    early = config.train.early_stop
+    for setting, metric in (
+        ("tracking.promote.metric", config.tracking.promote.metric),
+        *(() if early is None else (("train.early_stop.metric", early.metric),)),
+    ):
+        if metric in ON_THE_SPHERE:
+            raise ValueError(f"{setting}: {name}, and {metric} is of unit vectors; take for instance recall_at_1 or eer")
 
 
 def _check_shards(config: RunConfig) -> None:

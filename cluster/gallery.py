@@ -55,7 +55,7 @@ class Gallery:
         batches = evaluation_batches(self.manifest, self.data, world=self.stride, batch=EVALUATION_BATCH, on_bad=note)
         found = embed(encoder.to(self.device), batches, plain(self.device, torch.float32))
         encoder.cpu()
-        return Embedded(found.vectors.cpu(), found.group.cpu(), found.sample.cpu())
+        return Embedded(found.vectors.cpu(), found.group.cpu(), found.sample.cpu(), raw=found.raw)
 
     @property
     def unread(self) -> list[Mapping[str, Any]]:

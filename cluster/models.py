@@ -15,7 +15,7 @@ from cluster.store import environment, fluent, open_client, redact, tracking_uri
 from configs.schema import Data, RunConfig, Tracking
 from trainer import checkpoints, state
 from trainer.checkpoints import Saved
-from trainer.encoders import build_encoder
+from trainer.encoders import build_encoder, is_raw
 from trainer.export import FromBytes
 
 REGISTERED = "models:/"
@@ -27,12 +27,13 @@ _RUN_ID = re.compile(r"[0-9a-f]{32}")
 class Model:
     """An encoder with the preprocessing that it was trained for. `origin`: where it is from, with its step or version."""
 
-    module: nn.Module  # uint8 [n, 3, image_size, image_size] -> unit vectors [n, dim]
+    module: nn.Module  # uint8 [n, 3, image_size, image_size] -> vectors [n, dim]
     origin: str
     image_size: int
     resize: str
     dim: int
     max_pixels: int
+    raw: bool = False  # vectors of any length, compared by euclidean distance
 
     def data(self, shards: str) -> Data:
         """Settings that read `shards` as the encoder wants to see them."""
@@ -120,7 +121,9 @@ def _exported(folder: Path, origin: str, device: torch.device | str) -> Model:
         program = move_to_device_pass(program, str(device))
     about = json.loads((folder / SETTINGS).read_text("utf-8"))
     settings = {name: about[name] for name in ("image_size", "resize", "dim", "max_pixels")}
-    return Model(program.module(), origin, **settings)
+    module, raw = program.module(), about.get("distance") == "euclidean"
+    module.raw = raw  # as the encoder itself says it
+    return Model(module, origin, **settings, raw=raw)
 
 
 def _trained(run: RunFolder, saved: Saved, device: torch.device | str) -> Model:
@@ -130,7 +133,8 @@ def _trained(run: RunFolder, saved: Saved, device: torch.device | str) -> Model:
     encoder = build_trained(config, saved).to(device)
     origin = f"{run.path}, step {saved.step}"
     data = config.data
-    return Model(FromBytes(encoder), origin, data.image_size, data.resize, int(encoder.dim), data.max_pixels)  # type: ignore[arg-type]
+    shape = (data.image_size, data.resize, int(encoder.dim), data.max_pixels)  # type: ignore[arg-type]
+    return Model(FromBytes(encoder), origin, *shape, raw=is_raw(encoder))
 
 
 def build_trained(config: RunConfig, saved: Saved) -> nn.Module:

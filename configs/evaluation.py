@@ -20,6 +20,7 @@ SPREAD = ("alignment", "uniformity", "effective_rank")
 CLUSTERING = ("nmi", "ami")
 RANKED = ("precision_at_1", "r_precision", "map_at_r", "mrr")  # besides recall_at_K, for any K
 FAMILIES = {"verification": VERIFICATION, "folds": FOLDS, "spread": SPREAD, "clustering": CLUSTERING}
+ON_THE_SPHERE = frozenset({"alignment", "uniformity"})  # of vectors of unit length alone
 SMALLER = frozenset({"eer", "alignment", "uniformity"})  # is better
 NEITHER = frozenset({"threshold_accuracy", "threshold_f1", "threshold_far_1e-3", "accuracy_10_folds_error", "effective_rank"})
 _RECALL = re.compile(r"recall_at_([1-9]\d{0,5})")

@@ -17,6 +17,7 @@ from configs.schema import Part
 PARTS: dict[str, dict[str, str]] = {
     "encoder": {
         "convnet": "trainer.encoders.convnet:ConvNet",
+        "lenet": "trainer.encoders.lenet:LeNet",
         "multiscale": "trainer.encoders.multiscale:MultiScale",
         "timm": "trainer.encoders.timm:Timm",
         "transformers": "trainer.encoders.transformers:Transformers",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipelines.batch import Batch
 from trainer import collectives
+from trainer.encoders import is_raw
 from trainer.frozen import with_frozen
 
 Encoder: TypeAlias = nn.Module | Callable[[Tensor], Tensor]
@@ -22,13 +23,15 @@ Encoder: TypeAlias = nn.Module | Callable[[Tensor], Tensor]
 class Embedded:
     """Vectors [N, D] of all ranks with their groups [N] and samples [N, 3] (shard, row, view).
 
-    `match` [N] of labelled pairs: whether the two images of the record show the same thing.
+    `match` [N] of labelled pairs: whether the two images of the record show the same thing. `raw`: vectors of any length,
+    compared by euclidean distance.
     """
 
     vectors: Tensor
     group: Tensor
     sample: Tensor
     match: Tensor | None = None
+    raw: bool = False
 
 
 def embed_all(encoder: Encoder, batches: Iterable[Batch], prepare: Callable[[Batch], Tensor]) -> Embedded:
@@ -44,19 +47,20 @@ def gather(mine: Embedded) -> Embedded:
     order = torch.arange(sample.shape[0], device=sample.device)
     for key in (sample[:, 2], sample[:, 1], sample[:, 0]):  # the last sort counts most
         order = order[key[order].argsort(stable=True)]
-    return Embedded(vectors[order], group[order], sample[order], None if match is None else match[order])
+    return Embedded(vectors[order], group[order], sample[order], None if match is None else match[order], mine.raw)
 
 
 @torch.inference_mode()
 def embed(encoder: Encoder, batches: Iterable[Batch], prepare: Callable[[Batch], Tensor]) -> Embedded:
     """This rank's valid images as vectors, in the order in which they come; a module's mode is put back."""
     vectors, group, sample, match = [], [], [], []
+    raw = is_raw(encoder)
     with _evaluating(encoder):
         for batch in batches:
             keep = batch.valid
             found = encoder(prepare(batch))
-            if batch.vectors is not None:  # given as they are, while an encoder's have length 1
-                found = F.normalize(with_frozen(found, batch), dim=1)
+            if batch.vectors is not None:  # given as they are, while most encoders' have length 1
+                found = with_frozen(found, batch) if raw else F.normalize(with_frozen(found, batch), dim=1)
             vectors.append(found[keep.to(found.device)].float() if found.dtype != torch.float64 else found[keep])
             group.append(batch.group[keep])
             sample.append(torch.cat([batch.sample[batch.record, 1:], batch.view[:, None]], dim=1)[keep])
@@ -66,7 +70,7 @@ def embed(encoder: Encoder, batches: Iterable[Batch], prepare: Callable[[Batch],
     rest = [torch.cat(part).to(joined.device) if part else None for part in (group, sample, match)]
     assert rest[0] is not None
     assert rest[1] is not None
-    return Embedded(joined, rest[0], rest[1], rest[2])
+    return Embedded(joined, rest[0], rest[1], rest[2], raw)
 
 
 @contextmanager

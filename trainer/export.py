@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer import portable_model
+from trainer.encoders import is_raw
 from trainer.model_card import model_card
 from trainer.onnx_program import NoOnnx, write_onnx
 from trainer.portable_model import Encoder, Vectors
@@ -33,6 +34,7 @@ class FromBytes(nn.Module):
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
+        self.raw = is_raw(encoder)
 
     def forward(self, pixels: Tensor) -> Tensor:
         vectors: Tensor = self.encoder(pixels.to(torch.float32) / 255)  # [n, dim]
@@ -83,6 +85,7 @@ def export_encoder(
             "image_size": image_size,
             "resize": resize,
             "dim": dim,
+            "distance": "euclidean" if is_raw(encoder) else "cosine",
             "dims": sorted({*dims, dim}),
             "thresholds": {str(length): dict(at) for length, at in thresholds.items()},
             "max_pixels": max_pixels,

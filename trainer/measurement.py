@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from configs.evaluation import CLUSTERING, FOLDS, RANKED, VERIFICATION, recall_depth
+from configs.evaluation import CLUSTERING, FOLDS, ON_THE_SPHERE, RANKED, VERIFICATION, recall_depth
 from trainer import collectives
 from trainer.clustering import clustering
 from trainer.confidence import intervals
+from trainer.euclidean import as_distances, by_distance, lifted
 from trainer.evaluate import Embedded
 from trainer.pairs import Pairs, every_pair, given_pairs
 from trainer.protocol import Protocol
@@ -60,12 +61,13 @@ def measure(
     """The metrics `names` of images that are searched in `gallery`, or each among all others. Collective.
 
     A metric that cannot be had, as there are no pairs to tell apart, is left out with a warning. The numbers are the same to
-    the last bit on any number of ranks that hold the same vectors. Raises ValueError when a vector is not finite.
+    the last bit on any number of ranks that hold the same vectors. Raw vectors are compared by euclidean distance, which then
+    thresholds are; alignment and uniformity are of the sphere, and left out. Raises ValueError when a vector is not finite.
     """
-    protocol = protocol_of(found, gallery, across)
-    for vectors in (protocol.vectors, protocol.gallery):
+    for vectors in (found.vectors, (gallery or found).vectors):
         if bad := int((~torch.isfinite(vectors).all(1)).sum()):
             raise ValueError(f"{bad} of {len(vectors)} vectors are not finite, so nothing can be searched")
+    protocol = protocol_of(found, gallery, across)
     searched = [name for name in names if name in RANKED or recall_depth(name) is not None]
     table = per_query(protocol, searched, beat)
     counts = (protocol.relevant() > 0).cpu()
@@ -89,14 +91,15 @@ def measure(
 def protocol_of(found: Embedded, gallery: Embedded | None = None, across: Across | None = None) -> Protocol:
     """Images searched in `gallery`, or each among all others; `across`: among those of other parts."""
     among = gallery or found
+    pair = lifted(found.vectors, among.vectors) if found.raw else (found.vectors, among.vectors)
     part = gallery_part = None
     if across is not None:
         part = across.part(found.sample)
         gallery_part = across.gallery_part(among.sample)
     return Protocol(
-        found.vectors,
+        pair[0],
         found.group,
-        among.vectors,
+        pair[1],
         among.group,
         same=gallery is None,
         part=part,
@@ -120,7 +123,7 @@ def _by_part(protocol: Protocol, names: Sequence[str], scores: Tensor, counts: T
 
 def _others(found: Embedded, protocol: Protocol, names: Sequence[str]) -> tuple[dict[str, float], dict[str, int]]:
     """What no single query tells: metrics of pairs, of the spread, of clusters; and the numbers of pairs."""
-    wanted = set(names)
+    wanted = set(names) - (ON_THE_SPHERE if found.raw else set())
     values, numbers = _of_pairs(found, protocol, wanted)
     if "effective_rank" in wanted:
         values["effective_rank"] = effective_rank(found.vectors)
@@ -135,12 +138,15 @@ def _of_pairs(found: Embedded, protocol: Protocol, wanted: set[str]) -> tuple[di
     values: dict[str, float] = {}
     judged = _judged(found)
     every = every_pair(protocol) if judged is None or "uniformity" in wanted else None
+    every = by_distance(every) if every is not None and found.raw else every
     pairs = every if judged is None else given_pairs(*judged)
     assert pairs is not None
     if wanted & set(VERIFICATION):
         values |= _unless_impossible(lambda: verification(pairs))
     if wanted & set(FOLDS) and judged is not None:
-        values |= _unless_impossible(lambda: in_folds((judged[0] * judged[1]).sum(1), judged[2]))
+        values |= _unless_impossible(lambda: in_folds(*judged))
+    if found.raw:
+        values = as_distances(values)
     if "alignment" in wanted and len(pairs.same):
         values["alignment"] = alignment(pairs.same)
     if "uniformity" in wanted and every is not None and every.num_same + every.num_different:
@@ -148,13 +154,17 @@ def _of_pairs(found: Embedded, protocol: Protocol, wanted: set[str]) -> tuple[di
     return values, _numbers(pairs)
 
 
-def _judged(found: Embedded) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Left [P, D], right [P, D] and match [P] of the labelled pairs of which both images are there, in their order."""
+def _judged(found: Embedded) -> tuple[Tensor, Tensor] | None:
+    """Score [P], the cosine or minus the distance, and match [P] of the labelled pairs of which both images are there, in
+    their order.
+    """
     if found.match is None:
         return None
     record = found.sample[:, :2]
     left = ((record[1:] == record[:-1]).all(1)).nonzero()[:, 0]  # in order: the right side follows
-    return found.vectors[left], found.vectors[left + 1], found.match[left]
+    first, second = found.vectors[left], found.vectors[left + 1]
+    score = -(first.double() - second.double()).norm(dim=1) if found.raw else (first * second).sum(1)
+    return score, found.match[left]
 
 
 def _unless_impossible(metrics: Callable[[], dict[str, float]]) -> dict[str, float]:

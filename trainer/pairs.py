@@ -1,4 +1,4 @@
-"""Cosines of pairs that show the same thing and of pairs that do not."""
+"""Scores of pairs that show the same thing and of pairs that do not: cosines, or minus distances where vectors are raw."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Pick = Callable[[Tensor], tuple[Tensor, Tensor]]  # numbers [n] -> queries [n], 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Cosines of pairs of the same class [S] and of different classes [N], and how many of either there are in all."""
+    """Scores of pairs of the same class [S] and of different classes [N], and how many of either there are in all."""
 
     same: Tensor
     different: Tensor
@@ -45,9 +45,8 @@ def every_pair(protocol: Protocol, *, limit: int = LIMIT, sample: int = SAMPLE, 
     return Pairs(same, different, num_same, num_pairs - num_same)
 
 
-def given_pairs(left: Tensor, right: Tensor, match: Tensor) -> Pairs:
-    """Pairs left [P, D], right [P, D] that a person has judged, match [P] 1 or 0."""
-    score = (left * right).sum(1)
+def given_pairs(score: Tensor, match: Tensor) -> Pairs:
+    """Pairs that a person has judged: score [P], match [P] 1 or 0."""
     same, different = score[match == 1], score[match == 0]
     return Pairs(same, different, len(same), len(different))
 

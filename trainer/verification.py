@@ -1,4 +1,4 @@
-"""How well a cosine tells whether two images show the same thing."""
+"""How well a score, the cosine or minus the distance, tells whether two images show the same thing."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trainer.euclidean import as_distances, by_distance, lifted
 from trainer.pairs import Pairs, every_pair
-from trainer.protocol import self_retrieval
+from trainer.protocol import Protocol, self_retrieval
 
 FOLDS = 10
 
@@ -66,12 +67,16 @@ def verification(pairs: Pairs) -> dict[str, float]:
     }
 
 
-def match_thresholds(vectors: Tensor, group: Tensor) -> dict[str, float]:
+def match_thresholds(vectors: Tensor, group: Tensor, *, raw: bool = False) -> dict[str, float]:
     """Cosines from which two images count as the same: at a false accept rate of 1e-3, at the best F1, the best accuracy.
 
-    vectors [N, D], group [N]. Raises ValueError when there are no pairs of one sort.
+    vectors [N, D], group [N]; `raw`: distances up to which they do. Raises ValueError when there are no pairs of one sort.
     """
-    found = verification(every_pair(self_retrieval(vectors, group)))
+    if raw:
+        queries, gallery = lifted(vectors, vectors)
+        found = as_distances(verification(by_distance(every_pair(Protocol(queries, group, gallery, group)))))
+    else:
+        found = verification(every_pair(self_retrieval(vectors, group)))
     return {
         "far_1e-3": found["threshold_far_1e-3"],
         "best_f1": found["threshold_f1"],

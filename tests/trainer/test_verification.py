@@ -149,7 +149,7 @@ def test_ten_folds_are_those_of_loops_over_thresholds(number: int, seed: int) ->
 
 def test_pairs_that_a_person_judged_are_counted_as_given() -> None:
     left, right = torch.eye(3)[[0, 1, 2]], torch.eye(3)[[0, 2, 2]]
-    pairs = given_pairs(left, right, torch.tensor([1, 0, 0]))
+    pairs = given_pairs((left * right).sum(1), torch.tensor([1, 0, 0]))
     assert (pairs.same.tolist(), pairs.different.tolist()) == ([1.0], [0.0, 1.0])
     with pytest.raises(ValueError, match="10 folds"):
         in_folds(torch.ones(3), torch.ones(3))

@@ -1,4 +1,4 @@
-"""Encoders: float images [n, 3, S, S] in [0, 1] to unit vectors [n, dim]."""
+"""Encoders: float images [n, 3, S, S] in [0, 1] to vectors [n, dim], of unit length unless the encoder is `raw`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from trainer.encoders.freeze import freeze, freeze_batchnorm
 def build_encoder(part: Encoder, image_size: int) -> nn.Module:
     """The encoder for a config's `encoder` section, frozen where that says so; it has attributes `dim` and `image_size`.
 
-    It may have `stages` (see `stages_of`), `undecayed` (names of weights without decay) and `about` (facts for the model card).
+    It may have `stages` (see `stages_of`), `undecayed` (names of weights without decay), `about` (facts for the model card)
+    and `raw`, true where its vectors have any length and are compared by euclidean distance.
     Raises ValueError for an unknown name or option.
     """
     encoder: nn.Module = build("encoder", part, nn.Module, image_size=image_size)
@@ -23,3 +24,8 @@ def build_encoder(part: Encoder, image_size: int) -> nn.Module:
     if part.freeze_batchnorm:
         freeze_batchnorm(encoder)
     return encoder
+
+
+def is_raw(encoder: object) -> bool:
+    """Whether its vectors are compared by euclidean distance, not by their cosine."""
+    return getattr(getattr(encoder, "__self__", encoder), "raw", False) is True  # or of the module whose method it is

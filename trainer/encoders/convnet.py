@@ -22,14 +22,15 @@ Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class ConvNet(nn.Module):
-    """Patches, residual stages of 3x3 convolutions with GroupNorm, a coarse grid of features, a linear head, unit length.
+    """Patches, residual stages of 3x3 convolutions with GroupNorm, a coarse grid of features, a linear head, and unit length
+    unless `raw`.
 
     GroupNorm, not BatchNorm: what an image becomes must not depend on the batch it is in. Blocks are pre-activation and
     start as the identity (He et al. 2016; Goyal et al. 2017).
     `patch`: side of the square that becomes one position; `widths`: channels of each stage, each after the first at half
     the resolution; `blocks`: residual blocks a stage; `grid`: the last map is averaged to grid x grid positions, which
     keeps where things are (1: plain mean pooling); `dropout`: before the head; `checkpointing`: blocks are computed again in
-    backward instead of kept.
+    backward instead of kept; `raw`: vectors as they come, compared by euclidean distance.
     """
 
     def __init__(
@@ -42,9 +43,10 @@ class ConvNet(nn.Module):
         grid: Side = 3,
         dropout: Dropout = 0.0,
         checkpointing: bool = False,
+        raw: bool = False,
     ) -> None:
         super().__init__()
-        self.image_size, self.dim, self.grid = image_size, dim, grid
+        self.image_size, self.dim, self.grid, self.raw = image_size, dim, grid, raw
         _check(image_size, dim, patch, widths, blocks, grid)
         stages: list[nn.Module] = [nn.Conv2d(3, widths[0], patch, stride=patch)]
         for i, width in enumerate(widths):
@@ -57,9 +59,10 @@ class ConvNet(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Float images [n, 3, S, S] in [0, 1] to unit vectors [n, dim]."""
+        """Float images [n, 3, S, S] in [0, 1] to vectors [n, dim]."""
         features = _pooled(self.body(centred(images)), self.grid)  # [n, C, grid, grid]
-        return unit(self.head(features.flatten(1)))
+        vectors: Tensor = self.head(features.flatten(1))
+        return vectors if self.raw else unit(vectors)
 
 
 class Block(nn.Module):
