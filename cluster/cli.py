@@ -170,7 +170,7 @@ def recipes(name: Annotated[str | None, typer.Argument(metavar="NAME", help="Pri
     Example: nearfar recipes emoji > my.yaml
     """
     import configs
-    from configs.registry import suggest
+    from configs.plain import suggest
 
     folder = Path(configs.__file__).parent / "recipes"
     files = {path.stem: path for path in sorted(folder.glob("*.yaml"))}

@@ -21,6 +21,7 @@ from cluster.progress import bar
 from cluster.runfolder import write_atomically
 from configs.evaluation import Evaluate, expand
 from trainer import collectives
+from trainer.encoders.towers import Towers
 from trainer.measurement import Evaluation
 
 BATCH = 64  # images a process embeds at once, always as many, so that any number of processes gives the same vectors
@@ -103,12 +104,12 @@ def _measured(request: Request, sets: EvaluationSet, model: Model, here: RankCon
     names = expand(request.how.metrics, request.ks)
     data = model.data(request.shards)
     for manifest in (sets.queries, *(() if sets.gallery is None else (sets.gallery,))):
-        if manifest.vector_dim not in (0, model.dim):
+        if not isinstance(model.module, Towers) and manifest.vector_dim not in (0, model.dim):
             raise ValueError(f"{manifest.location} has vectors of {manifest.vector_dim} numbers, the model of {model.dim}")
     with bar("evaluating", "batches") as report:
         loading = Loading(data, here, BATCH, fixed=True, beat=_counting(report) if here.rank == 0 else lambda: None)
         found = sets.measure(
-            model.module.__call__,
+            model.module if isinstance(model.module, Towers) else model.module.__call__,
             lambda batch: batch.images.to(here.device).contiguous(),
             names,
             loading,

@@ -17,7 +17,8 @@ from pipelines.batch import Batch
 from pipelines.manifest import Manifest
 from pipelines.samples import TARGET
 from pipelines.stream import evaluation_batches
-from trainer.evaluate import Embedded, Encoder, embed_all
+from trainer.encoding import Encoder
+from trainer.evaluate import Embedded, embed_all
 from trainer.measurement import Across, Evaluation, measure, protocol_of
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +12,8 @@ from torch import Tensor, nn
 
 from pipelines.batch import Batch
 from trainer import collectives
+from trainer.encoding import Encoder, encode_members, members_of
 from trainer.frozen import with_frozen
-
-Encoder: TypeAlias = nn.Module | Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +52,8 @@ def embed(encoder: Encoder, batches: Iterable[Batch], prepare: Callable[[Batch],
     with _evaluating(encoder):
         for batch in batches:
             keep = batch.valid
-            found = encoder(prepare(batch))
+            (members,) = members_of(encoder, [prepare(batch)], batch)
+            found = encode_members(encoder, members)
             if batch.vectors is not None:  # given as they are, while an encoder's have length 1
                 found = F.normalize(with_frozen(found, batch), dim=1)
             vectors.append(found[keep.to(found.device)].float() if found.dtype != torch.float64 else found[keep])
