@@ -65,7 +65,11 @@ def run_evaluation(request: Request, *, workers: int = 1) -> dict[str, Any]:
 def describe(result: dict[str, Any]) -> str:
     """A result for a person."""
     where = "among themselves" if result["gallery"] is None else f"in {result['gallery_images']} of {result['gallery']}"
-    lines = [f"model    {result['model']}", f"images   {result['images']} of {result['shards']}, searched {where}"]
+    if result["sides"] != "all":
+        among = f"{result['gallery_images']} " + ("positives" if result["sides"] == "anchors" else "anchors")
+        where = f"in {among} of {result['gallery'] or 'the same'}"
+    what = "images  " if result["sides"] == "all" else result["sides"][:9]
+    lines = [f"model    {result['model']}", f"{what} {result['images']} of {result['shards']}, searched {where}"]
     if result["queries"] < result["images"]:
         lines.append(f"queries  {result['queries']}: the others have nothing to find")
     pairs = result["pairs"]
@@ -134,6 +138,7 @@ def _as_dict(request: Request, parts: Sequence[str], model: Model, found: Evalua
         "model": model.origin,
         "shards": request.shards,
         "gallery": request.how.gallery,
+        "sides": request.how.queries,
         "images": found.images,
         "gallery_images": found.gallery,
         "queries": found.queries,

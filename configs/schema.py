@@ -177,6 +177,8 @@ class RunConfig(Section):
             tree["train"]["evaluate_every"] = self.train.evaluate_every
             if self.evaluate.across is not None:
                 tree["evaluate"] = self.evaluate.model_dump(mode="json", include={"across", "across_hides"})
+            if self.evaluate.queries != "all":
+                tree["evaluate"] = {**tree.get("evaluate", {}), "queries": self.evaluate.queries}
         if self.train.reproducible:  # then also the roundings count
             tree["train"] |= {"reproducible": True, "micro_batch": self.train.micro_batch}
         total = sum(source.weight for source in self.data.train)  # where the sources lie decides nothing
