@@ -17,7 +17,7 @@ from cluster.estimate import allowance, encoder_settings, refuse_too_much, worke
 from cluster.evaluation import EvaluationSet
 from cluster.promotion import check_model_name
 from cluster.store import tracking_uri
-from cluster.towers import check_towers, with_input_dim
+from cluster.towers import check_kind, check_members, with_input_dim
 from cluster.warm import weights_of
 from configs.registry import given
 from configs.schema import RunConfig
@@ -56,7 +56,7 @@ def check(config: RunConfig, histories: Sequence[History] | None = None) -> Fact
     """
     manifest = open_training(config)
     config = with_input_dim(config, manifest)
-    check_towers(config, manifest)
+    check_kind(config, manifest)
     per_epoch = _check_data(config, manifest, histories)
     steps = number_of_steps(config, per_epoch)
     eval_samples = _check_eval(config, manifest)
@@ -65,6 +65,7 @@ def check(config: RunConfig, histories: Sequence[History] | None = None) -> Fact
     _check_schedule(config, steps)
     with allowance(encoder_settings(config)):
         encoder = build_encoder(config.encoder, config.data.image_size)
+    check_members(config, manifest, encoder)
     if config.encoder.warm:
         begin_from(encoder, config.encoder, weights_of(config))
     with allowance(_given_to_losses(config)):

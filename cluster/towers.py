@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+from torch import nn
 
 from configs.schema import RunConfig
 from pipelines.manifest import Manifest
 from pipelines.mixture import parts_of
 from pipelines.samples import TARGET
+from trainer.encoders.towers import Towers, takes_vectors
 
 KINDS = ("pair", "labelled_pair", "triplet")
 PROJECTION = "projection"
@@ -25,35 +27,35 @@ def with_input_dim(config: RunConfig, manifest: Manifest) -> RunConfig:
     return config if parts == given else config.model_copy(update={"encoder": config.encoder.replaced(parts)})
 
 
-def check_towers(config: RunConfig, manifest: Manifest) -> None:
-    """Raise ValueError when a tower would get what it cannot encode, from `manifest` or the evaluation sets."""
-    positive = config.encoder.positive
-    if positive is None:
-        return
-    if manifest.kind not in KINDS:
+def check_kind(config: RunConfig, manifest: Manifest) -> None:
+    """Raise ValueError when there are towers, and records without two sides."""
+    if config.encoder.towers and manifest.kind not in KINDS:
         raise ValueError(
             f"encoder.positive: data.train holds {manifest.kind} records, all of whose images are anchors; towers are for "
             f"{', '.join(KINDS)} data: pack such, or give one encoder"
         )
-    asked = positive.options.get("input_dim")
-    wants = positive.name == PROJECTION
+
+
+def check_members(config: RunConfig, manifest: Manifest, encoder: nn.Module) -> None:
+    """Raise ValueError when a tower would get what it cannot encode, from `manifest` or the evaluation sets."""
+    if not isinstance(encoder, Towers):
+        return
+    wants = takes_vectors(encoder.positive)
     sets = {"data.train": manifest}
     for setting, place in (("data.eval", config.data.eval), ("evaluate.gallery", config.evaluate.gallery)):
         if place is not None:
             sets[setting] = Manifest.open(place, cache=config.data.cache)
     for setting, found in sets.items():
-        if wants and found.vector_dim and asked != found.vector_dim:
-            raise ValueError(
-                f"encoder.positive.input_dim is {asked}, but the vectors of {setting} have {found.vector_dim} numbers; leave "
-                "it out, or pack vectors of one length"
-            )
         _check_members(setting, found, wants_vectors=wants)
+        if wants and found.vector_dim and encoder.positive.input_dim != found.vector_dim:
+            raise ValueError(
+                f"encoder.positive.input_dim is {encoder.positive.input_dim}, but the vectors of {setting} have "
+                f"{found.vector_dim} numbers; leave it out, or pack vectors of one length"
+            )
 
 
 def _check_members(setting: str, manifest: Manifest, *, wants_vectors: bool) -> None:
-    if not manifest.vector_dim and not wants_vectors:
-        return
-    if not manifest.vector_dim and manifest.kind not in KINDS:  # labelled images: anchors, all of them
+    if manifest.kind not in KINDS or not (manifest.vector_dim or wants_vectors):  # labelled images are anchors, all of them
         return
     for part in parts_of(manifest):
         for shard in range(len(part.sizes)):

@@ -43,14 +43,13 @@ def _first_of_each(names: Tensor) -> Tensor:
     distinct, number = torch.unique(names, dim=0, return_inverse=True)
     rows = torch.arange(len(names), device=names.device)
     first = rows.new_full((len(distinct),), len(names)).scatter_reduce(0, number, rows, "amin")
-    found: Tensor = first.sort().values
-    return found
+    return first.sort().values
 
 
 def _own(queries: Embedded, gallery: Embedded) -> Tensor:
     names = torch.cat([_names(gallery), _names(queries)])
     distinct, number = torch.unique(names, dim=0, return_inverse=True)
-    at = number.new_full((len(distinct),), -1)
+    at: Tensor = number.new_full((len(distinct),), -1)
     size = len(gallery.group)
     at[number[:size]] = torch.arange(size, device=at.device)
-    return at[number[size:]]
+    return at.index_select(0, number[size:])

@@ -50,8 +50,10 @@ class Towers(nn.Module):
         if takes_vectors(self.positive):
             if other is not None and bool(other.any()):
                 raise ValueError("encoder.positive takes vectors, but here are images that are no anchors")
-            assert vectors is not None or other is not None
-            given = images.new_zeros((0, int(self.positive.input_dim)), dtype=_float(self)) if vectors is None else vectors  # type: ignore[arg-type]
+            width = int(self.positive.input_dim)  # type: ignore[arg-type]
+            given = images.new_zeros((0, width)) if vectors is None else vectors
+            if given.shape[1] != width:
+                raise ValueError(f"encoder.positive.input_dim is {width}, but these vectors have {given.shape[1]} numbers")
             return torch.cat([self._rows(self.anchor, images), self._rows(self.positive, given.to(_float(self)))])
         if vectors is not None:
             raise ValueError("encoder.positive takes images, but here are vectors; name: projection takes these")
