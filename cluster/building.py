@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cluster.context import RankContext
 from cluster.evaluation import EvaluationSet, Loading
+from cluster.towers import with_input_dim
 from configs.schema import RunConfig
 from pipelines import augment
 from pipelines.batch import Batch
@@ -21,7 +22,7 @@ from trainer.control import Control
 from trainer.encoders import build_encoder
 from trainer.objective import build_objective
 from trainer.optim import Average, build_optimizer
-from trainer.warm import start_from
+from trainer.warm import begin_from
 
 EVALUATION_BATCH = 256  # images a rank embeds at once; changes no result
 
@@ -30,9 +31,10 @@ def build_training(
     config: RunConfig, manifest: Manifest, device: torch.device, dtype: torch.dtype, *, init: Path | None = None
 ) -> state.Training:
     """Encoder, averaged encoder, objective and optimizer on `device`; `init`: file of weights to begin with."""
+    config = with_input_dim(config, manifest)
     encoder = build_encoder(config.encoder, config.data.image_size)
     if init is not None:
-        start_from(encoder, load_file(init), skip=config.encoder.init_skip)
+        begin_from(encoder, config.encoder, load_file(init))
     encoder = encoder.to(device=device, dtype=dtype)
     if config.train.channels_last:
         encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -13,10 +13,11 @@ from torch import nn
 
 from cluster.building import objective_for
 from cluster.disk import check_database, check_places, check_space
-from cluster.estimate import allowance, refuse_too_much, worker_bytes
+from cluster.estimate import allowance, encoder_settings, refuse_too_much, worker_bytes
 from cluster.evaluation import EvaluationSet
 from cluster.promotion import check_model_name
 from cluster.store import tracking_uri
+from cluster.towers import check_kind, check_members, with_input_dim
 from cluster.warm import weights_of
 from configs.evaluation import ON_THE_SPHERE
 from configs.registry import given
@@ -31,7 +32,7 @@ from trainer.encoders import build_encoder, is_raw
 from trainer.encoders.freeze import depends_on_batch
 from trainer.objective import Objective
 from trainer.optim import build_optimizer
-from trainer.warm import start_from
+from trainer.warm import begin_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +57,19 @@ def check(config: RunConfig, histories: Sequence[History] | None = None) -> Fact
     Raises ValueError (or RuntimeError for what this machine lacks) that names the setting and the remedy.
     """
     manifest = open_training(config)
+    config = with_input_dim(config, manifest)
+    check_kind(config, manifest)
     per_epoch = _check_data(config, manifest, histories)
     steps = number_of_steps(config, per_epoch)
     eval_samples = _check_eval(config, manifest)
     check_places(config)
     _check_tracking(config)
     _check_schedule(config, steps)
-    with allowance(given("encoder", config.encoder)):
+    with allowance(encoder_settings(config)):
         encoder = build_encoder(config.encoder, config.data.image_size)
-    if config.encoder.init is not None:
-        start_from(encoder, weights_of(config), skip=config.encoder.init_skip)
+    check_members(config, manifest, encoder)
+    if config.encoder.warm:
+        begin_from(encoder, config.encoder, weights_of(config))
     with allowance(_given_to_losses(config)):
         objective = objective_for(config, manifest, encoder)
     _check_views(config, objective)
@@ -73,7 +77,8 @@ def check(config: RunConfig, histories: Sequence[History] | None = None) -> Fact
     build_optimizer(config.optim, [encoder, objective])
     _try_objective(config, manifest, objective, encoder)
     _check_encoder(config, encoder)
-    _check_eval_vectors(config, int(encoder.dim))  # type: ignore[arg-type]
+    if not config.encoder.towers:
+        _check_eval_vectors(config, int(encoder.dim))  # type: ignore[arg-type]
     _check_shards(config)
     parameters = sum(p.numel() for p in encoder.parameters())
     shares = worker_bytes(config, manifest, encoder, objective)
@@ -224,7 +229,8 @@ def _check_shards(config: RunConfig) -> None:
 def _try_objective(config: RunConfig, manifest: Manifest, objective: nn.Module, encoder: nn.Module) -> None:
     """Let the loss see a few records of this very data: one that needs pairs, classes or targets says so now."""
     batch = _few_records(config, manifest)
-    vectors = torch.randn(batch.num_images, int(encoder.dim), requires_grad=True)  # type: ignore[arg-type]
+    num_vectors = batch.num_rows if config.encoder.towers else batch.num_images  # others take given vectors as they are
+    vectors = torch.randn(num_vectors, int(encoder.dim), requires_grad=True)  # type: ignore[arg-type]
     try:
         value, _ = compare(objective, vectors, batch)
         learned = [vectors, *(p for p in objective.parameters() if p.requires_grad)]

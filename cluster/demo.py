@@ -18,7 +18,8 @@ from cluster.progress import bar, say
 from cluster.run import train
 from cluster.runfolder import RunFolder, read_lines
 from configs.load import load_config
-from configs.registry import resolve, suggest
+from configs.plain import suggest
+from configs.registry import resolve
 from configs.schema import RunConfig
 from pipelines.growth import begin
 from pipelines.mixture import open_sources

@@ -18,10 +18,12 @@ from cluster.context import device_of
 from cluster.models import open_model
 from cluster.weights import weights_digest
 from configs.schema import Data
-from pipelines.image_set import Name, Span
+from pipelines.image_set import Name, Pixels, Span
 from pipelines.images import open_images
+from trainer.encoders.towers import Towers
 
 REJECTED = b"rejected"
+ANCHORS = ("", "anchor", "left")  # names of members that the anchor tower encodes; labelled images have none
 NOT_FINITE = "its vector is not finite"
 Vectors = NDArray[np.float32]
 
@@ -76,7 +78,7 @@ class Embedder:
         vectors: list[Vectors] = [np.empty((0, self._job.dim), np.float32)]
         with torch.inference_mode():
             for pixels in self._images.pixels(span, self._data, self._job.batch):
-                found = self._module(pixels.images.to(self._device, non_blocking=True).contiguous())
+                found = self._encode(pixels)
                 rows = F.normalize(found[:, : self._job.dim].float(), dim=1).cpu().numpy()
                 good = np.isfinite(rows).all(axis=1)
                 reasons = [
@@ -88,6 +90,16 @@ class Embedder:
                 rejected += [(name, reason) for name, reason in zip(pixels.names, reasons, strict=True) if reason]
         data = _encode(names, np.concatenate(vectors), rejected)
         return Part(span.number, data, len(names) + len(rejected), began)
+
+    def _encode(self, pixels: Pixels) -> torch.Tensor:
+        """Vectors [k, D]; of towers each member's own."""
+        images = pixels.images.to(self._device, non_blocking=True).contiguous()
+        if not isinstance(self._module, Towers):
+            found: torch.Tensor = self._module(images)
+            return found
+        other = torch.tensor([name.member not in ANCHORS for name in pixels.names], device=self._device)
+        towered: torch.Tensor = self._module(images, other=other)
+        return towered
 
 
 @lru_cache(maxsize=1)

@@ -16,6 +16,7 @@ from cluster.memory import machine_bytes
 from configs.registry import given
 from configs.schema import RunConfig
 from pipelines.manifest import Manifest
+from trainer.encoders.towers import Towers, takes_vectors
 
 IMAGES = {"pair": 2, "labelled_pair": 2, "triplet": 3}  # of a record
 SMALL_IMAGE, SMALL_ENCODER, MOST_TRIED = 256, 2**27, 2**30  # pixels, numbers, bytes: with no more it is just tried out
@@ -34,10 +35,10 @@ def worker_bytes(config: RunConfig, manifest: Manifest, encoder: nn.Module, obje
     sums = 16 if config.train.reproducible else 0  # of gradients in float64, before and after the all-reduce
     remembered = min(_remembered(config), _steps(config) * config.data.batch * images)
     return {
-        given("encoder", config.encoder): (4 * size + sums) * _numel(encoder.parameters()),
+        encoder_settings(config): (4 * size + sums) * _numel(encoder.parameters()),
         "loss.name (its parameters)": (4 * size + sums) * _numel(objective.parameters()),
         "data.image_size, data.batch, train.micro_batch (activations)": (
-            saved_bytes(encoder, config.data.image_size) * piece * images * size // 4
+            record_bytes(encoder, config.data.image_size, images) * piece * size // 4
         ),
         "data.image_size, data.batch, data.prefetch (batches read ahead)": (
             share * images * pixels * (config.data.prefetch + 1 + size)
@@ -96,6 +97,19 @@ class _Allowance(TorchFunctionMode):
             if self.used > self.most:
                 raise _TooMuch
         return func(*args, **kwargs)
+
+
+def encoder_settings(config: RunConfig) -> str:
+    """What the encoder, or each tower, was given."""
+    return "; ".join(given(key, part) for key, part in config.encoder.parts().items())
+
+
+def record_bytes(encoder: nn.Module, image_size: int, images: int) -> int:
+    """What autograd keeps for a record of so many images; of towers each for its own."""
+    if not isinstance(encoder, Towers):
+        return saved_bytes(encoder, image_size) * images
+    others = 0 if takes_vectors(encoder.positive) else saved_bytes(encoder.positive, image_size) * (images - 1)
+    return saved_bytes(encoder.anchor, image_size) + others
 
 
 def saved_bytes(encoder: nn.Module, image_size: int, *, autocast: torch.dtype | None = None) -> int:

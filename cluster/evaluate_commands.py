@@ -28,6 +28,9 @@ def evaluate(
     across_hides: Annotated[
         str, typer.Option(help="Of images with the same catch: all, or same_class (person re-identification).")
     ] = "all",
+    queries: Annotated[
+        str, typer.Option(help="Of pairs and triplets: all, anchors among positives, or positives among anchors.")
+    ] = "all",
     metrics: Annotated[
         str, typer.Option(metavar="NAMES", help="all, retrieval, verification, folds, spread, clustering, or single metrics.")
     ] = "all",
@@ -52,6 +55,7 @@ def evaluate(
     if not re.fullmatch(r"[1-9]\d{0,5}(,[1-9]\d{0,5})*", k):
         raise ValueError(f"--k {k!r}: numbers with commas between them are meant, for instance 1,5,10")
     settings = {"metrics": metrics.split(","), "gallery": gallery, "across": across, "across_hides": across_hides}
+    settings["queries"] = queries
     how = parse_section(Evaluate, settings, where="nearfar evaluate")
     request = Request(model, shards, how, tuple(map(int, k.split(","))), bootstrap, device, uri)
     result = run_evaluation(request, workers=workers)

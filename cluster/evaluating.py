@@ -21,6 +21,7 @@ from cluster.progress import bar
 from cluster.runfolder import write_atomically
 from configs.evaluation import Evaluate, expand
 from trainer import collectives
+from trainer.encoders.towers import Towers
 from trainer.measurement import Evaluation
 
 BATCH = 64  # images a process embeds at once, always as many, so that any number of processes gives the same vectors
@@ -64,7 +65,11 @@ def run_evaluation(request: Request, *, workers: int = 1) -> dict[str, Any]:
 def describe(result: dict[str, Any]) -> str:
     """A result for a person."""
     where = "among themselves" if result["gallery"] is None else f"in {result['gallery_images']} of {result['gallery']}"
-    lines = [f"model    {result['model']}", f"images   {result['images']} of {result['shards']}, searched {where}"]
+    if result["sides"] != "all":
+        among = f"{result['gallery_images']} " + ("positives" if result["sides"] == "anchors" else "anchors")
+        where = f"in {among} of {result['gallery'] or 'the same'}"
+    what = "images  " if result["sides"] == "all" else result["sides"][:9]
+    lines = [f"model    {result['model']}", f"{what} {result['images']} of {result['shards']}, searched {where}"]
     if result["queries"] < result["images"]:
         lines.append(f"queries  {result['queries']}: the others have nothing to find")
     pairs = result["pairs"]
@@ -103,12 +108,12 @@ def _measured(request: Request, sets: EvaluationSet, model: Model, here: RankCon
     names = expand(request.how.metrics, request.ks)
     data = model.data(request.shards)
     for manifest in (sets.queries, *(() if sets.gallery is None else (sets.gallery,))):
-        if manifest.vector_dim not in (0, model.dim):
+        if not isinstance(model.module, Towers) and manifest.vector_dim not in (0, model.dim):
             raise ValueError(f"{manifest.location} has vectors of {manifest.vector_dim} numbers, the model of {model.dim}")
     with bar("evaluating", "batches") as report:
         loading = Loading(data, here, BATCH, fixed=True, beat=_counting(report) if here.rank == 0 else lambda: None)
         found = sets.measure(
-            model.module.__call__,
+            model.module if isinstance(model.module, Towers) else model.module.__call__,
             lambda batch: batch.images.to(here.device).contiguous(),
             names,
             loading,
@@ -133,6 +138,7 @@ def _as_dict(request: Request, parts: Sequence[str], model: Model, found: Evalua
         "model": model.origin,
         "shards": request.shards,
         "gallery": request.how.gallery,
+        "sides": request.how.queries,
         "images": found.images,
         "gallery_images": found.gallery,
         "queries": found.queries,

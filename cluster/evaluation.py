@@ -17,7 +17,8 @@ from pipelines.batch import Batch
 from pipelines.manifest import Manifest
 from pipelines.samples import TARGET
 from pipelines.stream import evaluation_batches
-from trainer.evaluate import Embedded, Encoder, embed_all
+from trainer.encoding import Encoder
+from trainer.evaluate import Embedded, embed_all
 from trainer.measurement import Across, Evaluation, measure, protocol_of
 
 
@@ -40,6 +41,7 @@ class EvaluationSet:
     gallery: Manifest | None = None
     across: Across | None = None
     parts: tuple[str, ...] = ()
+    sides: str = "all"  # evaluate.queries
 
     @classmethod
     def open(cls, shards: str, how: Evaluate, *, cache: str | None = None) -> EvaluationSet:
@@ -47,7 +49,7 @@ class EvaluationSet:
         queries = Manifest.open(shards, cache=cache)
         gallery = None if how.gallery is None else Manifest.open(how.gallery, cache=cache)
         if how.across is None:
-            return cls(queries, gallery)
+            return cls(queries, gallery, sides=how.queries)
         catches = [_catches(manifest, how.across) for manifest in (queries, gallery or queries)]
         parts = tuple(sorted({part for caught in catches for part in caught}))
         number = {part: index for index, part in enumerate(parts)}
@@ -57,7 +59,7 @@ class EvaluationSet:
             _look_up(gallery or queries, numbers[1]),
             only_class=how.across_hides == "same_class",
         )
-        return cls(queries, gallery, across, parts)
+        return cls(queries, gallery, across, parts, how.queries)
 
     def check(self, names: Sequence[str]) -> None:
         """Raise ValueError when one of `names` is not for such data, or no image has anything to find."""
@@ -66,12 +68,18 @@ class EvaluationSet:
             raise ValueError(
                 f"{min(folds)} is for labelled pairs, but {self.queries.location} holds {self.queries.kind} records"
             )
-        if self.gallery is None and self.across is None:
+        for manifest in (self.queries, self.gallery) if self.sides != "all" else ():
+            if manifest is not None and manifest.kind == "labelled":
+                raise ValueError(
+                    f"queries: {self.sides} is for pairs and triplets, but {manifest.location} holds labelled images; take all"
+                )
+        if self.gallery is None and self.across is None and self.sides == "all":
             return
         among = None if self.gallery is None else _bare(self.gallery)
-        if bool((protocol_of(_bare(self.queries), among, self.across).relevant() > 0).any()):
+        if bool((protocol_of(_bare(self.queries), among, self.across, self.sides).relevant() > 0).any()):
             return
-        where = "another part" if self.gallery is None else self.gallery.location
+        other = "another part" if self.sides == "all" else f"what {self.sides} are searched in"
+        where = other if self.gallery is None else self.gallery.location
         raise ValueError(f"no image of {self.queries.location} has one of its class in {where}, so nothing can be found")
 
     def measure(
@@ -80,7 +88,8 @@ class EvaluationSet:
         """Embed everything and measure `names`. Collective: every rank calls it."""
         found = _embedded(self.queries, encoder, prepare, how)
         among = None if self.gallery is None else _embedded(self.gallery, encoder, prepare, how)
-        return measure(found, names, gallery=among, across=self.across, resamples=resamples, beat=how.beat)
+        more = {"gallery": among, "across": self.across, "queries": self.sides}
+        return measure(found, names, resamples=resamples, beat=how.beat, **more)  # type: ignore[arg-type]
 
 
 def _embedded(manifest: Manifest, encoder: Encoder, prepare: Callable[[Batch], Tensor], how: Loading) -> Embedded:
@@ -109,15 +118,17 @@ def _catches(manifest: Manifest, across: str) -> list[str]:
 
 def _bare(manifest: Manifest) -> Embedded:
     """What is known of all images before there is an encoder."""
-    group, sample = [], []
+    group, sample, uid = [], [], []
     for shard in range(len(manifest.sizes)):
         table = manifest.table(shard)
         image = table.view != TARGET
         row = np.repeat(np.arange(len(table.start) - 1), np.diff(table.start))[image]
         group.append(table.group[image])
+        uid.append(table.uid[image])
         sample.append(np.stack([np.full_like(row, shard), row, table.view[image]], axis=1))
     samples = torch.from_numpy(np.concatenate(sample))
-    return Embedded(torch.empty(len(samples), 0), torch.from_numpy(np.concatenate(group)), samples)
+    groups, uids = (torch.from_numpy(np.concatenate(part)) for part in (group, uid))
+    return Embedded(torch.empty(len(samples), 0), groups, samples, uid=uids)
 
 
 def _look_up(manifest: Manifest, part: Tensor) -> Callable[[Tensor], Tensor]:

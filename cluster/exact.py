@@ -121,7 +121,8 @@ def _compute(config: RunConfig, rank: int, world: int) -> _Found:
         batch = next(stream)
     images = augmented(config, torch.float64)(batch)
     pieces = pieces_of(batch, config.train.micro_batch)
-    extra: dict[str, Any] = {} if training.keys is None else {"keys": encode(training.keys.module.eval(), images, pieces, None)}
+    keys = None if training.keys is None else encode(training.keys.module.eval(), images, pieces, None, batch)
+    extra: dict[str, Any] = {} if keys is None else {"keys": keys}
     value, stats = backward(collectives.data_parallel(encoder), objective, images, batch, pieces=pieces, **extra)
     counts = [float(number) for name, number in stats.items() if name.endswith("num_terms")]
     has_terms = any(counts) or not counts

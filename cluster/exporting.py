@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,17 @@ from pipelines.manifest import Manifest
 from pipelines.mixture import open_sources, parts_of
 from pipelines.remote import is_url
 from pipelines.stream import evaluation_batches
+from trainer.encoders.projection import Projection
+from trainer.encoders.towers import Towers
 from trainer.evaluate import embed
 from trainer.export import Exported, export_encoder, load_exported
+from trainer.export_projection import export_projection
 from trainer.verification import match_thresholds
 
 CALIBRATION = 20_480  # images of the evaluation set that thresholds are measured on, at most; shards hold classes side by side
 UNSTATED = "not stated beside the data; find it out before you publish"
 LICENCES = "LICENCES.md"
+POSITIVE = "positive"  # folder of the other tower, inside that of the anchor
 USES = (
     "Searching for images of the same thing by nearest neighbours, grouping, finding duplicates, and telling whether two "
     "images show the same thing, for images like those it was trained on"
@@ -56,13 +60,40 @@ def export_trained(
 ) -> tuple[Exported, Proof]:
     """Write the folder `out` and compare it with the encoder on real images.
 
+    Of towers that is the anchor's, and the other one lies in `out/positive`.
     seen: vectors [N, D] and groups [N] of the evaluation set, where they have been computed already.
     Raises RuntimeError when the export differs from the encoder, ValueError when the data is not there to compare them.
     """
+    whole = trained.encoder
+    dims = sorted({*matryoshka_of(config), int(whole.dim)})  # type: ignore[arg-type]
+    thresholds = _thresholds(config, whole, dims, seen)
+    if not isinstance(whole, Towers):
+        return _export(config, run, trained, out, dims, thresholds, onnx=onnx)
+    anchor = replace(trained, encoder=whole.anchor)
+    done = _export(config, run, anchor, out, dims, thresholds, onnx=onnx, tower="anchor")
+    if isinstance(whole.positive, Projection):
+        export_projection(whole.positive, out / POSITIVE)
+    else:
+        positive = replace(trained, encoder=whole.positive)
+        _export(config, run, positive, out / POSITIVE, dims, thresholds, onnx=onnx, tower="positive")
+    return done
+
+
+def _export(
+    config: RunConfig,
+    run: RunFolder,
+    trained: Trained,
+    out: Path,
+    dims: list[int],
+    thresholds: Mapping[int, Mapping[str, float]],
+    *,
+    onnx: bool,
+    tower: str | None = None,
+) -> tuple[Exported, Proof]:
+    """One network."""
     encoder = trained.encoder
-    dims = sorted({*matryoshka_of(config), int(encoder.dim)})  # type: ignore[arg-type]
     proof = prove(config, encoder)
-    tags = _tags(config, run, trained)
+    tags = _tags(config, run, trained) | ({} if tower is None else {"tower": tower})
     about = {"version": 1, "name": config.name, "tags": tags, "metrics": dict(trained.metrics)}
     about["gate"] = {"metric": config.tracking.promote.metric, "alias": config.tracking.promote.alias}
     done = export_encoder(
@@ -72,7 +103,7 @@ def export_trained(
         resize=config.data.resize,
         max_pixels=config.data.max_pixels,
         dims=dims,
-        thresholds=_thresholds(config, encoder, dims, seen),
+        thresholds=thresholds,
         card=_card(config, run, trained, tags),
         about=about,
         onnx=onnx,
@@ -130,7 +161,7 @@ def _card(config: RunConfig, run: RunFolder, trained: Trained, tags: Mapping[str
     training = {
         "loss": ", ".join(part.name for part in config.loss),
         "global batch": config.data.batch,
-        "encoder": config.encoder.name,
+        "encoder": _name(config, tags),
         "parameters": sum(p.numel() for p in trained.encoder.parameters()),
         "steps": trained.steps,
         **({} if origin is None else {"begun from": origin}),
@@ -148,6 +179,12 @@ def _card(config: RunConfig, run: RunFolder, trained: Trained, tags: Mapping[str
         "Licences": {"weights it began with": about.get("licence of the weights", weights), "data": _licences(train)},
         **({"Encoder": about} if about else {}),
     }
+
+
+def _name(config: RunConfig, tags: Mapping[str, str]) -> str:
+    """Of the network, and which tower it is."""
+    tower = tags.get("tower")
+    return config.encoder.name if tower is None else f"{config.encoder.parts()[f'encoder.{tower}'].name}, the {tower} tower"
 
 
 def _licences(train: Manifest) -> str:

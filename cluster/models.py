@@ -16,6 +16,7 @@ from configs.schema import Data, RunConfig, Tracking
 from trainer import checkpoints, state
 from trainer.checkpoints import Saved
 from trainer.encoders import build_encoder, is_raw
+from trainer.encoders.towers import Towers, image_networks
 from trainer.export import FromBytes
 
 REGISTERED = "models:/"
@@ -101,7 +102,7 @@ def fetch(reference: str, uri: str) -> tuple[Path, str]:
         except (MlflowException, OSError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{reference} is not to be had from MLflow at {redact(uri)}: {reason}") from error
-    program = next(folder.rglob(PROGRAM), None)
+    program = min(folder.rglob(PROGRAM), key=lambda path: len(path.parts), default=None)  # not that of `positive/`
     if program is None:
         raise ValueError(f"{reference} was not registered by nearfar: it holds no {PROGRAM}")
     return program.parent, fixed
@@ -134,7 +135,17 @@ def _trained(run: RunFolder, saved: Saved, device: torch.device | str) -> Model:
     origin = f"{run.path}, step {saved.step}"
     data = config.data
     shape = (data.image_size, data.resize, int(encoder.dim), data.max_pixels)  # type: ignore[arg-type]
-    return Model(FromBytes(encoder), origin, *shape, raw=is_raw(encoder))
+    return Model(_behind_bytes(encoder), origin, *shape, raw=is_raw(encoder))
+
+
+def _behind_bytes(encoder: nn.Module) -> nn.Module:
+    """For uint8 images; of towers each that takes images."""
+    if not isinstance(encoder, Towers):
+        return FromBytes(encoder)
+    for tower in image_networks(encoder):
+        side = "anchor" if tower is encoder.anchor else "positive"
+        setattr(encoder, side, FromBytes(tower))
+    return encoder
 
 
 def build_trained(config: RunConfig, saved: Saved) -> nn.Module:

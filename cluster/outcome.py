@@ -8,19 +8,20 @@ from typing import Any
 from torch import nn
 
 from cluster.check import Facts
-from cluster.exporting import Trained, export_trained
+from cluster.exporting import POSITIVE, Trained, export_trained
 from cluster.gallery import Gallery
 from cluster.models import build_trained
 from cluster.progress import say
 from cluster.promotion import Registered
-from cluster.proof import Proof
-from cluster.registration import Gate, register
+from cluster.proof import Proof, prove
+from cluster.registration import LOGGED_AS, Gate, register
 from cluster.reporting import report
 from cluster.runfolder import RunFolder, read_lines
 from cluster.store import redact, tracking_uri
 from cluster.tracking import Tracker
 from configs.schema import RunConfig
 from trainer import checkpoints
+from trainer.encoders.towers import Towers, takes_vectors
 
 
 def conclude(config: RunConfig, folder: RunFolder, facts: Facts, tracker: Tracker | None, *, started: float) -> dict[str, Any]:
@@ -39,6 +40,8 @@ def conclude(config: RunConfig, folder: RunFolder, facts: Facts, tracker: Tracke
     registered = None
     if config.tracking.register_as is not None and tracker is not None:
         registered = _register(config, folder, tracker, proof)
+        if isinstance(encoder, Towers) and not takes_vectors(encoder.positive):
+            _register(config, folder, tracker, prove(config, encoder.positive), tower=POSITIVE)
     result = {
         "status": "FINISHED",
         "name": config.name,
@@ -109,8 +112,8 @@ def _last_step(folder: RunFolder) -> int:
     return max(int(row["step"]) for row in read_lines(folder.metrics))
 
 
-def _register(config: RunConfig, folder: RunFolder, tracker: Tracker, proof: Proof) -> Registered:
-    """Log, load back, compare, register, and only then move the alias."""
+def _register(config: RunConfig, folder: RunFolder, tracker: Tracker, proof: Proof, *, tower: str | None = None) -> Registered:
+    """Log, load back, compare, register, and only then move the alias; `tower`: as a model of its own."""
     say("registering the model")
     assert config.tracking.register_as is not None
     run_id = tracker.wait(timeout_s=60)
@@ -118,9 +121,10 @@ def _register(config: RunConfig, folder: RunFolder, tracker: Tracker, proof: Pro
         raise RuntimeError(f"MLflow at {tracker.uri} does not answer, so the model is not registered")
     return register(
         run_id,
-        folder.export,
+        folder.export if tower is None else folder.export / tower,
+        logged_as=LOGGED_AS if tower is None else f"{LOGGED_AS}-{tower}",
         uri=tracker.uri,
-        name=config.tracking.register_as,
+        name=config.tracking.register_as if tower is None else f"{config.tracking.register_as}-{tower}",
         gate=Gate(config.tracking.promote.metric, config.tracking.promote.alias),
         example=proof.images[0],
         verify=lambda loaded: proof.check(loaded.predict),

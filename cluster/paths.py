@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from configs.schema import Encoder, RunConfig
+from configs.schema import Encoder, RunConfig, Tower
 
 
 def absolute(config: RunConfig) -> RunConfig:
@@ -29,6 +29,10 @@ def absolute(config: RunConfig) -> RunConfig:
 
 
 def _encoder(encoder: Encoder) -> Encoder:
+    return encoder.replaced({key: _tower(part) for key, part in encoder.parts().items()})
+
+
+def _tower(encoder: Tower) -> Tower:
     """Its folders; what is not there is a name in a registry or in the hub's cache."""
     named = {"init": encoder.init, **{key: encoder.options.get(key) for key in ("path", "model")}}
     folders = {key: text for key, text in named.items() if isinstance(text, str) and _exists(text)}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cluster.progress import say
 from configs.load import RECIPES
-from configs.registry import suggest
+from configs.plain import suggest
 
 PRODUCT = {"fetch": 1, "pack": 1, "text": 1, "embed": 2, "mine": 2}  # which argument, from 0, is what a command makes
 

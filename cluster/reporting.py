@@ -27,7 +27,7 @@ from trainer.encoders import build_encoder
 from trainer.report.data import Evaluation, Health, ReportData, Start
 from trainer.report.insight import Insight, look
 from trainer.report.page import write_report
-from trainer.warm import start_from
+from trainer.warm import begin_from
 
 UNREADABLE = (ValueError, RuntimeError, OSError)  # of data or weights that are no longer where they were
 
@@ -84,8 +84,8 @@ def untrained_encoder(config: RunConfig, folder: RunFolder) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         encoder = build_encoder(config.encoder, config.data.image_size)
-    if config.encoder.init is not None:
-        start_from(encoder, load_file(folder.init), skip=config.encoder.init_skip)
+    if config.encoder.warm:
+        begin_from(encoder, config.encoder, load_file(folder.init))
     return encoder.eval()
 
 

@@ -23,6 +23,7 @@ from cluster.progress import following, say
 from cluster.resume import histories_of
 from cluster.runfolder import RunFolder
 from cluster.stopping import Stopping
+from cluster.towers import with_input_dim
 from cluster.tracking import Tracker
 from configs.errors import DiskFull, Unrecoverable, naming_full_disk
 from configs.schema import RunConfig
@@ -79,6 +80,7 @@ def train(
         interfaces.refuse_unknown(config.cluster.interface)
     check_places(config)  # before anybody looks for checkpoints there
     manifest = open_training(config)
+    config = with_input_dim(config, manifest)
     if manifest.weighted:
         say("the records have weights, which no loss takes into account: all count alike")
     histories = histories_of(config, folder, manifest, accept_new_data=accept_new_data)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cluster.exporting import Trained, export_trained
+from cluster.exporting import POSITIVE, Trained, export_trained
 from cluster.models import PROGRAM, REGISTERED, build_trained, fetch, find_checkpoint, in_mlflow
 from cluster.progress import say
 from cluster.promotion import Registered, check_model_name
@@ -128,16 +128,15 @@ def _register(ready: Ready, wish: Wish) -> Registered | None:
     told = about(ready.folder)
     say(f"registering it at {redact(ready.uri)}")
     run_id, logged_as = _run_for(ready, told)
-    return register(
-        run_id,
-        ready.folder,
-        logged_as=logged_as,
-        uri=ready.uri,
-        name=wish.register,
-        gate=_gate(wish, told["gate"]),
-        example=ready.image,
-        verify=ready.verify,
+    how: dict[str, Any] = {"uri": ready.uri, "gate": _gate(wish, told["gate"])}
+    done = register(
+        run_id, ready.folder, logged_as=logged_as, name=wish.register, example=ready.image, verify=ready.verify, **how
     )
+    if (ready.folder / POSITIVE / PROGRAM).exists():
+        other = _from_folder(ready.folder / POSITIVE, replace(wish, out=None, onnx=True), ready.uri, run_id)
+        names: dict[str, Any] = {"logged_as": f"{logged_as}-{POSITIVE}", "name": f"{wish.register}-{POSITIVE}"}
+        register(run_id, other.folder, example=other.image, verify=other.verify, **names, **how)
+    return done
 
 
 def _gate(wish: Wish, usual: dict[str, str]) -> Gate:

@@ -67,7 +67,7 @@ def _train(context: RankContext, job: Job) -> None:
     dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
     manifest = open_sources(config.data.train, config.data.cache)
     growth.verify(job.histories, manifest)
-    training = build_training(config, manifest, context.device, dtype, init=folder.init if config.encoder.init else None)
+    training = build_training(config, manifest, context.device, dtype, init=folder.init if config.encoder.warm else None)
     if config.train.compile:
         training.encoder.compile()  # in place: the names of the weights stay
     store = folder.checkpoints(config)

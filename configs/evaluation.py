@@ -87,6 +87,9 @@ class Evaluate(Section):
     gallery: Place | None = Field(
         None, description="shards that the images of data.eval are searched in; default: each among all others of data.eval"
     )
+    queries: Literal["all", "anchors", "positives"] = Field(
+        "all", description="of pairs and triplets: anchors are searched among positives and negatives, positives among anchors"
+    )
     across: Annotated[str, Field(max_length=1000)] | None = Field(
         None,
         description="regular expression for keys with one group: images are searched among those where it catches another",

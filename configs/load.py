@@ -11,8 +11,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from configs.plain import DEEPEST, refuse_odd, shorten
-from configs.registry import suggest
+from configs.plain import DEEPEST, refuse_odd, shorten, suggest
 from configs.schema import RunConfig
 
 S = TypeVar("S", bound=BaseModel)

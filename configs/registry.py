@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import typing
@@ -11,7 +10,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from configs.plain import shorten
+from configs.plain import shorten, suggest
 from configs.schema import Part
 
 PARTS: dict[str, dict[str, str]] = {
@@ -19,6 +18,7 @@ PARTS: dict[str, dict[str, str]] = {
         "convnet": "trainer.encoders.convnet:ConvNet",
         "lenet": "trainer.encoders.lenet:LeNet",
         "multiscale": "trainer.encoders.multiscale:MultiScale",
+        "projection": "trainer.encoders.projection:Projection",
         "timm": "trainer.encoders.timm:Timm",
         "transformers": "trainer.encoders.transformers:Transformers",
     },
@@ -137,10 +137,3 @@ def given(kind: str, part: Part) -> str:
 def _setting(kind: str) -> str:
     """Where the name of a part stands in a config; data sets have no such place."""
     return "" if kind == "dataset" else f"{kind}.name: "
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """`did you mean 'x'?`, or the list of what there is."""
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, field_serializer, field_validator, model_validator
 
 from configs.data import Augment, Data, Source
+from configs.encoder import Encoder, Tower
 from configs.evaluation import Evaluate, expand, require_ranking
 from configs.optim import Optim
 from configs.section import Part, Place, Seconds, Section
@@ -27,22 +28,10 @@ __all__ = [
     "RunConfig",
     "Section",
     "Source",
+    "Tower",
     "Tracking",
     "Train",
 ]
-
-
-class Encoder(Part):
-    """The encoder, with the settings that every one of them takes."""
-
-    init: Place | None = Field(
-        None, description="warm start: a run folder, a checkpoint, or models:/name@alias or models:/name/version"
-    )
-    init_skip: tuple[str, ...] = Field((), description="prefixes of weights that the warm start leaves as they were drawn")
-    freeze: Annotated[int, Field(ge=0)] | tuple[str, ...] = Field(
-        (), description="prefixes of weights that do not learn, or the number of stages from the input on"
-    )
-    freeze_batchnorm: bool = Field(False, description="BatchNorm keeps the statistics, scales and biases it came with")
 
 
 class Cluster(Section):
@@ -164,8 +153,9 @@ class RunConfig(Section):
             raise ValueError("train.early_stop: there is nothing to evaluate; give data.eval")
         if self.evaluate.gallery is not None and self.data.eval is None:
             raise ValueError("evaluate.gallery: there are no queries; give data.eval")
-        if self.encoder.init_skip and self.encoder.init is None:
-            raise ValueError("encoder.init_skip: there is no encoder.init whose weights could be skipped")
+        for key, tower in self.encoder.parts().items():
+            if tower.init_skip and tower.init is None:
+                raise ValueError(f"{key}.init_skip: there is no {key}.init whose weights could be skipped")
         return self
 
     def metrics(self, *, at_end: bool) -> tuple[str, ...]:
@@ -180,11 +170,15 @@ class RunConfig(Section):
         for section, names in _PACE.items():
             for name in names:
                 del tree[section][name]
-        tree["encoder"].pop("checkpointing", None)  # computes the same twice
+        for part in (tree["encoder"], tree["encoder"].get("anchor"), tree["encoder"].get("positive")):
+            for name in ("checkpointing", "input_dim") if isinstance(part, dict) else ():  # computes the same; is the data's
+                part.pop(name, None)
         if self.train.early_stop is not None:  # then the evaluations decide when the run ends
             tree["train"]["evaluate_every"] = self.train.evaluate_every
             if self.evaluate.across is not None:
                 tree["evaluate"] = self.evaluate.model_dump(mode="json", include={"across", "across_hides"})
+            if self.evaluate.queries != "all":
+                tree["evaluate"] = {**tree.get("evaluate", {}), "queries": self.evaluate.queries}
         if self.train.reproducible:  # then also the roundings count
             tree["train"] |= {"reproducible": True, "micro_batch": self.train.micro_batch}
         total = sum(source.weight for source in self.data.train)  # where the sources lie decides nothing

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from configs.plain import refuse_odd, shorten
-from configs.registry import suggest
+from configs.plain import refuse_odd, shorten, suggest
 
 RANGES = {
     "uniform": "[low, high]",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pipelines.batch import Batch
 from trainer import ranges
+from trainer.encoding import Members, cut, encode_members, joined, members_of
 from trainer.family import Stats
 from trainer.frozen import with_frozen
 
@@ -35,29 +36,30 @@ def backward(
     Collective: every rank calls it, and each all-reduces the encoder's gradients once.
     """
     if pieces is None or len(pieces) == 1:
+        (whole,) = members_of(encoder, [images], batch)
         with ranges.part(ranges.FORWARD), _autocast(images, autocast):
-            vectors = encoder(images)
+            vectors = encode_members(encoder, whole)
         loss, stats = compare(objective, vectors, batch, **extra)
         with ranges.part(ranges.BACKWARD):
             (loss if scale is None else loss * scale).backward()  # type: ignore[no-untyped-call]
         return loss.detach(), stats
     states: list[list[Tensor]] = []
-    parts = torch.split(images, list(pieces))
+    parts = members_of(encoder, torch.split(images, list(pieces)), batch)
     with ranges.part(ranges.FORWARD), torch.no_grad(), _autocast(images, autocast):
-        vectors = torch.cat([_forward(encoder, part, states) for part in parts])
+        vectors = joined([_forward(encoder, part, states) for part in parts], parts)
     vectors.requires_grad_()
     loss, stats = compare(objective, vectors, batch, **extra)
     with ranges.part(ranges.BACKWARD):
         (loss if scale is None else loss * scale).backward()  # type: ignore[no-untyped-call]
     assert vectors.grad is not None
-    for i, (part, grad) in enumerate(zip(parts, torch.split(vectors.grad, list(pieces)), strict=True)):
+    for i, (part, grad) in enumerate(zip(parts, cut(vectors.grad, parts), strict=True)):
         last = i == len(parts) - 1
         with _no_sync(encoder) if not last else nullcontext():
             _restore(images.device, states[i])
             with ranges.part(ranges.FORWARD), _autocast(images, autocast):
-                again = encoder(part)
+                again = encode_members(encoder, part)
             with ranges.part(ranges.BACKWARD):
-                again.backward(grad)
+                again.backward(grad)  # type: ignore[no-untyped-call]
     return loss.detach(), stats
 
 
@@ -70,7 +72,7 @@ def pieces_of(batch: Batch, micro_batch: int | None) -> list[int] | None:
 
 
 def compare(objective: nn.Module, vectors: Tensor, batch: Batch, **extra: Any) -> tuple[Tensor, Stats]:
-    """The objective for vectors [k, D] of a batch's images."""
+    """The objective for vectors [k, D] of a batch's images, or [n, D] of all that it holds, as `encode` orders them."""
     if extra.get("keys") is not None:
         extra["keys"] = with_frozen(extra["keys"], batch)
     if batch.target is not None:
@@ -82,10 +84,17 @@ def compare(objective: nn.Module, vectors: Tensor, batch: Batch, **extra: Any) -
 
 
 @torch.no_grad()
-def encode(encoder: nn.Module, images: Tensor, pieces: Sequence[int] | None, autocast: torch.dtype | None) -> Tensor:
-    """Vectors [k, D] of `images` without graph, piece by piece."""
+def encode(
+    encoder: nn.Module,
+    images: Tensor,
+    pieces: Sequence[int] | None,
+    autocast: torch.dtype | None,
+    batch: Batch | None = None,
+) -> Tensor:
+    """Vectors [k, D] of `images` without graph, piece by piece; those of the vectors of `batch` follow if towers take them."""
+    parts = members_of(encoder, torch.split(images, list(pieces or [len(images)])), batch)
     with ranges.part(ranges.FORWARD), _autocast(images, autocast):
-        return torch.cat([encoder(part) for part in torch.split(images, list(pieces or [len(images)]))])
+        return joined([encode_members(encoder, part) for part in parts], parts)
 
 
 def _autocast(images: Tensor, dtype: torch.dtype | None) -> AbstractContextManager[object]:
@@ -97,10 +106,10 @@ def _no_sync(encoder: nn.Module) -> AbstractContextManager[object]:
     return no_sync() if no_sync is not None else nullcontext()
 
 
-def _forward(encoder: nn.Module, part: Tensor, states: list[list[Tensor]]) -> Tensor:
-    states.append([torch.get_rng_state(), *([torch.cuda.get_rng_state(part.device)] if part.is_cuda else [])])
-    vectors: Tensor = encoder(part)
-    return vectors
+def _forward(encoder: nn.Module, part: Members, states: list[list[Tensor]]) -> Tensor:
+    device = part.images.device
+    states.append([torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])])
+    return encode_members(encoder, part)
 
 
 def _restore(device: torch.device, state: list[Tensor]) -> None:

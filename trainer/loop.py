@@ -90,7 +90,7 @@ def fit(config: RunConfig, training: Training, stream: Stream, hooks: Hooks, *, 
                 images = hooks.prepare(batch)
             extra: dict[str, Any] = {"step": step, "with_stats": due[0], "scale": control.loss_scale}
             if keys is not None:
-                extra["keys"] = encode(keys, images, pieces, autocast)
+                extra["keys"] = encode(keys, images, pieces, autocast, batch)
             loss, stats = backward(encoder, objective, images, batch, pieces=pieces, autocast=autocast, **extra)
             control.unscale_(parameters)
         with ranges.part(ranges.OPTIMIZER):

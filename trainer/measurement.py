@@ -19,6 +19,7 @@ from trainer.evaluate import Embedded
 from trainer.pairs import Pairs, every_pair, given_pairs
 from trainer.protocol import Protocol
 from trainer.retrieval import per_query
+from trainer.sides import sides
 from trainer.spread import alignment, effective_rank, uniformity
 from trainer.verification import in_folds, verification
 
@@ -55,11 +56,13 @@ def measure(
     *,
     gallery: Embedded | None = None,
     across: Across | None = None,
+    queries: str = "all",
     resamples: int = 0,
     beat: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """The metrics `names` of images that are searched in `gallery`, or each among all others. Collective.
 
+    `queries`: only `anchors` or `positives`, in the other side of the records; spread and clusters are those of all images.
     A metric that cannot be had, as there are no pairs to tell apart, is left out with a warning. The numbers are the same to
     the last bit on any number of ranks that hold the same vectors. Raw vectors are compared by euclidean distance, which then
     thresholds are; alignment and uniformity are of the sphere, and left out. Raises ValueError when a vector is not finite.
@@ -67,7 +70,7 @@ def measure(
     for vectors in (found.vectors, (gallery or found).vectors):
         if bad := int((~torch.isfinite(vectors).all(1)).sum()):
             raise ValueError(f"{bad} of {len(vectors)} vectors are not finite, so nothing can be searched")
-    protocol = protocol_of(found, gallery, across)
+    protocol = protocol_of(found, gallery, across, queries)
     searched = [name for name in names if name in RANKED or recall_depth(name) is not None]
     table = per_query(protocol, searched, beat)
     counts = (protocol.relevant() > 0).cpu()
@@ -79,7 +82,7 @@ def measure(
     bounds = intervals(scores[:, counts], group, resamples=resamples).tolist() if resamples and len(group) and searched else []
     return Evaluation(
         values={name: values[name] for name in names if name in values},
-        images=len(found.group),
+        images=len(protocol.group),
         gallery=len(protocol.gallery_group),
         queries=int(counts.sum()),
         intervals={name: (low, high) for name, (low, high) in zip(searched, bounds, strict=False)},
@@ -88,9 +91,13 @@ def measure(
     )
 
 
-def protocol_of(found: Embedded, gallery: Embedded | None = None, across: Across | None = None) -> Protocol:
-    """Images searched in `gallery`, or each among all others; `across`: among those of other parts."""
-    among = gallery or found
+def protocol_of(
+    found: Embedded, gallery: Embedded | None = None, across: Across | None = None, queries: str = "all"
+) -> Protocol:
+    """Images searched in `gallery`, or each among all others; `across`: among those of other parts; `queries`: see `sides`."""
+    among, own = gallery or found, None
+    if queries != "all":
+        found, among, own = sides(found, gallery, queries)
     pair = lifted(found.vectors, among.vectors) if found.raw else (found.vectors, among.vectors)
     part = gallery_part = None
     if across is not None:
@@ -101,10 +108,11 @@ def protocol_of(found: Embedded, gallery: Embedded | None = None, across: Across
         found.group,
         pair[1],
         among.group,
-        same=gallery is None,
+        same=gallery is None and queries == "all",
         part=part,
         gallery_part=gallery_part,
         only_class=across is not None and across.only_class,
+        own=own,
     )
 
 

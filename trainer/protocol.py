@@ -16,6 +16,7 @@ class Protocol:
 
     `same`: the gallery is the queries themselves, in this order, and no query finds itself. `part` [Q] and `gallery_part`
     [G] are set where queries must not find what has the same part: `only_class` hides of those the query's own class alone.
+    `own` [Q]: another gallery's row that is the query itself, and of its group, -1 for none; it is not found either.
     """
 
     vectors: Tensor
@@ -26,30 +27,40 @@ class Protocol:
     part: Tensor | None = None
     gallery_part: Tensor | None = None
     only_class: bool = False
+    own: Tensor | None = None
 
     @property
     def hidden(self) -> Hidden:
         """What each query may not find."""
         if self.part is None or self.gallery_part is None:
-            return Hidden(own=torch.arange(len(self.group), device=self.group.device) if self.same else None)
+            return Hidden(own=torch.arange(len(self.group), device=self.group.device) if self.same else self.own)
         if not self.only_class:
-            return Hidden(key=self.part, gallery_key=self.gallery_part)  # a query hides itself, too
+            return Hidden(own=self.own, key=self.part, gallery_key=self.gallery_part)  # a query hides itself, too
         key, gallery_key = _joined(self)
-        return Hidden(key=key, gallery_key=gallery_key)
+        return Hidden(own=self.own, key=key, gallery_key=gallery_key)
 
     def relevant(self) -> Tensor:
         """[Q] how many rows of its class every query can find."""
         there = count_in(self.group, self.gallery_group)
         if self.part is not None:
-            return there - count_in(*_joined(self))
-        return there - 1 if self.same else there
+            return there - count_in(*_joined(self)) - self._itself()
+        return there - 1 if self.same else there - self._itself()
 
     def searched(self) -> Tensor:
         """[Q] how many rows every query can find at all."""
         hidden = self.hidden
         if hidden.key is None or hidden.gallery_key is None:
-            return torch.full_like(self.group, len(self.gallery_group) - self.same)
-        return len(self.gallery_group) - count_in(hidden.key, hidden.gallery_key)
+            return torch.full_like(self.group, len(self.gallery_group) - self.same) - self._itself()
+        return len(self.gallery_group) - count_in(hidden.key, hidden.gallery_key) - self._itself()
+
+    def _itself(self) -> Tensor | int:
+        """[Q] 1 where a query is in another gallery, and not hidden there for its part anyway."""
+        if self.own is None:
+            return 0
+        there = self.own >= 0
+        if self.part is not None and self.gallery_part is not None:
+            there = there & (self.part != self.gallery_part[self.own.clamp(min=0)])
+        return there.long()
 
 
 def self_retrieval(vectors: Tensor, group: Tensor) -> Protocol:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from configs.errors import Unrecoverable
 from pipelines.batch import Batch
 from trainer import collectives, ranges
+from trainer.encoding import Members, cut, encode_members, joined, members_of
 from trainer.family import Stats
 from trainer.frozen import with_frozen
 
@@ -63,13 +64,13 @@ def prepared(batch: Batch, pieces: Sequence[int], prepare: Callable[[Batch], Ten
 
 
 def backward(
-    encoder: nn.Module, objective: nn.Module, parts: Sequence[Tensor], batch: Batch, step: Step, *, keys: nn.Module | None
+    encoder: nn.Module, objective: nn.Module, images: Sequence[Tensor], batch: Batch, step: Step, *, keys: nn.Module | None
 ) -> tuple[Tensor, Stats]:
     """Set the gradients of the global mean loss, alike on every rank; returns the loss and its statistics.
 
-    `parts`: what `prepared` gave; `encoder` is no DDP; `keys` is the momentum encoder. Collective: every rank calls it.
+    `images`: what `prepared` gave; `encoder` is no DDP; `keys` is the momentum encoder. Collective: every rank calls it.
     """
-    rows = _Rows.of(batch, len(parts))
+    rows, parts = _Rows.of(batch, len(images)), members_of(encoder, images, batch)
     with torch.no_grad():
         vectors = _encoded(encoder, parts, step, rows.first_piece)
         others = None if keys is None else rows.gather(with_frozen(_encoded(keys, parts, step, rows.first_piece), batch))
@@ -143,29 +144,28 @@ class _Rows:
         return {**found, "match": match, "target": target}
 
 
-def _encoded(encoder: nn.Module, parts: Sequence[Tensor], step: Step, first: int) -> Tensor:
+def _encoded(encoder: nn.Module, parts: Sequence[Members], step: Step, first: int) -> Tensor:
     """Vectors [k, D] of this rank's pieces, the first of which is number `first` of all."""
-    return torch.cat([_encode(encoder, part, step, first + i) for i, part in enumerate(parts)])
+    return joined([_encode(encoder, part, step, first + i) for i, part in enumerate(parts)], parts)
 
 
-def _encode(encoder: nn.Module, images: Tensor, step: Step, piece: int) -> Tensor:
+def _encode(encoder: nn.Module, part: Members, step: Step, piece: int) -> Tensor:
     key = hashlib.blake2b(f"{step.seed} {step.number} {piece}".encode(), digest_size=7).digest()
     torch.manual_seed(int.from_bytes(key, "little"))
     cast: AbstractContextManager[object] = nullcontext()
     if step.autocast is not None:
-        cast = torch.autocast(images.device.type, dtype=step.autocast)
+        cast = torch.autocast(part.images.device.type, dtype=step.autocast)
     with ranges.part(ranges.FORWARD), cast:
-        vectors: Tensor = encoder(images)
-    return vectors.float()
+        return encode_members(encoder, part).float()
 
 
-def _add_up(encoder: nn.Module, parts: Sequence[Tensor], grad: Tensor, step: Step, first: int) -> None:
+def _add_up(encoder: nn.Module, parts: Sequence[Members], grad: Tensor, step: Step, first: int) -> None:
     """Set the encoder's gradients to the sums over the pieces of all ranks, from that of this rank's vectors [k, D]."""
     parameters = [p for p in encoder.parameters() if p.requires_grad]
     if not parameters:
         return
     sums: dict[nn.Parameter, Tensor] = {}
-    for i, (part, by_vectors) in enumerate(zip(parts, torch.split(grad, [len(part) for part in parts]), strict=True)):
+    for i, (part, by_vectors) in enumerate(zip(parts, cut(grad, parts), strict=True)):
         again = _encode(encoder, part, step, first + i)
         with ranges.part(ranges.BACKWARD):
             again.backward(by_vectors.clone())  # type: ignore[no-untyped-call]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from configs.schema import Encoder
 from trainer.encoders.stages import matches
 
 SHOWN = 8
@@ -33,3 +34,18 @@ def start_from(encoder: nn.Module, weights: Mapping[str, Tensor], *, skip: Seque
             "prefixes in encoder.init_skip to leave them as drawn:\n  " + "\n  ".join(wrong[:SHOWN]) + more
         )
     encoder.load_state_dict({**own, **given})
+
+
+def begin_from(encoder: nn.Module, part: Encoder, weights: Mapping[str, Tensor]) -> None:
+    """`start_from` for every network of an `encoder` section that has `init`; towers' weights begin with their side's name."""
+    if part.anchor is None or part.positive is None:
+        return start_from(encoder, weights, skip=part.init_skip) if part.init is not None else None
+    for side, tower in (("anchor", part.anchor), ("positive", part.positive)):
+        if tower.init is None:
+            continue
+        own = {name.removeprefix(f"{side}."): t for name, t in weights.items() if name.startswith(f"{side}.")}
+        try:
+            start_from(getattr(encoder, side), own, skip=tower.init_skip)
+        except ValueError as error:
+            raise ValueError(str(error).replace("encoder.", f"encoder.{side}.")) from error
+    return None

@@ -71,7 +71,8 @@ def write(config: RunConfig, folder: Path) -> list[Path]:
 
 def extras_of(config: RunConfig) -> list[str]:
     """The extras of the package that this config needs."""
-    found = [*(["onnx"] if config.finish.onnx else []), *({config.encoder.name} & {"timm", "transformers"})]
+    networks = {part.name for part in config.encoder.parts().values()} & {"timm", "transformers"}
+    found = [*(["onnx"] if config.finish.onnx else []), *networks]
     return sorted([*found, *(["s3"] if any(place.startswith("s3://") for place in _places(config)) else [])])
 
 

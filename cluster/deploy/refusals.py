@@ -110,19 +110,21 @@ def _data(config: RunConfig) -> Iterator[str]:
 
 def _read(config: RunConfig) -> list[tuple[str, str]]:
     """(setting, place) of what pods read from a file system; not what is a URL or has a name in a registry."""
-    data, init = config.data, config.encoder.init
+    data = config.data
     many = len(data.train) > 1
     named: list[tuple[str, str | None]] = [
         *((f"data.train.{i}.path" if many else "data.train", source.path) for i, source in enumerate(data.train)),
         ("data.eval", data.eval),
         ("evaluate.gallery", config.evaluate.gallery),
-        ("encoder.init", None if init is None or init.startswith("models:/") else init),
     ]
     if data.cache is not None and not data.cache.startswith("/"):  # an absolute one gets a volume of its own
         named.append(("data.cache", data.cache))
-    for key in ("path", "model"):  # else a name in a hub
-        value = config.encoder.options.get(key)
-        named += [(f"encoder.{key}", value)] if isinstance(value, str) and value.startswith(("/", ".", "~")) else []
+    for where, part in config.encoder.parts().items():
+        init = part.init
+        named.append((f"{where}.init", None if init is None or init.startswith("models:/") else init))
+        for key in ("path", "model"):  # else a name in a hub
+            value = part.options.get(key)
+            named += [(f"{where}.{key}", value)] if isinstance(value, str) and value.startswith(("/", ".", "~")) else []
     return [(setting, place) for setting, place in named if place is not None and "://" not in place]
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.check import open_training
 from cluster.paths import absolute
 from cluster.plan.advice import advice, limit_of
 from cluster.plan.budget import Budget, budget
@@ -15,6 +17,7 @@ from cluster.plan.gpus import gpu_named
 from cluster.plan.scale import Assumptions, Facts, Scale, plan_for
 from cluster.plan.table import describe
 from cluster.plan.wire import Links
+from cluster.towers import with_input_dim
 from configs.load import load_config
 from configs.schema import RunConfig
 from pipelines.records import KINDS
@@ -65,6 +68,8 @@ def facts_of(config: RunConfig, options: Options) -> Facts:
     if options.told.kind not in KINDS:
         raise ValueError(f"--kind {options.told.kind}: one of {', '.join(KINDS)}")
     data = data_facts(config, options.told, options.decode_rate)
+    with suppress(ValueError):  # the data need not be there
+        config = with_input_dim(config, open_training(config))
     encoder = encoder_facts(config, options.encoder)
     return Facts(config, data, encoder, loss_facts(config, data, encoder.dim, cpu=options.gpu == "cpu"))
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cluster.check import open_training
-from cluster.estimate import IMAGES, allowance, saved_bytes
+from cluster.estimate import IMAGES, allowance, encoder_settings, saved_bytes
 from cluster.plan.memory import CHUNK_BYTES
 from cluster.plan.models import MODELS, EncoderFacts, published
 from cluster.plan.wire import LossFacts
@@ -24,6 +24,7 @@ from pipelines.stream import Loader, units_per_epoch
 from trainer.centres import SHARD_ABOVE, Centres
 from trainer.combine import Prefixes, Weighted
 from trainer.encoders import build_encoder
+from trainer.encoders.towers import image_networks
 from trainer.losses.distill import Similarities
 from trainer.losses.elementwise import Elementwise
 from trainer.losses.softmax_head import SoftmaxHead
@@ -137,14 +138,16 @@ def encoder_facts(config: RunConfig, name: str | None) -> EncoderFacts:
 
     Raises ValueError when it cannot be built here and nothing like it is in the table.
     """
-    asked = config.encoder.options.get("dim")
+    asked = next(iter(config.encoder.parts().values())).options.get("dim")
     dim = asked if isinstance(asked, int) else None
     precision, size = config.train.precision, config.data.image_size
-    checkpointing = config.encoder.options.get("checkpointing") is True
+    checkpointing = any(part.options.get("checkpointing") is True for part in config.encoder.parts().values())
+    if name is not None and config.encoder.towers:
+        raise ValueError(f"--encoder {name} is one network, but the config has an encoder.anchor and an encoder.positive")
     if name is not None:
         return published(name, size, dim, precision, checkpointing=checkpointing)
     try:
-        with allowance(given("encoder", config.encoder)):
+        with allowance(encoder_settings(config)):
             encoder = build_encoder(config.encoder, size)
     except (ValueError, RuntimeError, OSError) as error:
         model = Path(str(config.encoder.options.get("model", ""))).name
@@ -154,13 +157,14 @@ def encoder_facts(config: RunConfig, name: str | None) -> EncoderFacts:
             raise ValueError(f"{error}; or plan with one like it: --encoder NAME, of {known}") from error
         return published(like, size, dim, precision, checkpointing=checkpointing)
     parameters = list(encoder.parameters())
+    networks = image_networks(encoder)  # of towers the mean: as many images go to one as to the other
     return EncoderFacts(
         name=config.encoder.name,
         parameters=sum(p.numel() for p in parameters),
         learned=sum(p.numel() for p in parameters if p.requires_grad),
         dim=int(encoder.dim),  # type: ignore[arg-type]
-        forward_flops=_flops(encoder, size),
-        kept_bytes=saved_bytes(encoder, size, autocast=DTYPES.get(precision)),
+        forward_flops=sum(_flops(part, size) for part in networks) / len(networks),
+        kept_bytes=sum(saved_bytes(part, size, autocast=DTYPES.get(precision)) for part in networks) // len(networks),
         source="built here",
         buffer_bytes=sum(b.nbytes for b in encoder.buffers()),
         checkpointing=checkpointing,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from configs.registry import suggest
+from configs.plain import suggest
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from configs.registry import suggest
+from configs.plain import suggest
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from configs.registry import PARTS, resolve
-from configs.schema import Part, RunConfig
+from configs.schema import Part, RunConfig, Tower
 from trainer.objective import Objective
 
 Path = tuple[str, ...]
@@ -58,7 +58,7 @@ def settings_of(model: type[BaseModel], path: Path = ()) -> Iterator[Subject]:
         if not sections:
             hint = field.annotation if not field.metadata else typing.Annotated[(field.annotation, *field.metadata)]
             yield Subject(here, hint)
-        elif sections[0] not in (Part,):
+        elif sections[0] not in (Part, Tower):
             yield from settings_of(sections[0], here)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from torch import nn
 
 from configs.registry import build
-from configs.schema import Encoder
+from configs.schema import Encoder, Tower
 from trainer.encoders.freeze import freeze, freeze_batchnorm
+from trainer.encoders.towers import Towers, takes_vectors
 
 
 def build_encoder(part: Encoder, image_size: int) -> nn.Module:
@@ -16,6 +19,23 @@ def build_encoder(part: Encoder, image_size: int) -> nn.Module:
     and `raw`, true where its vectors have any length and are compared by euclidean distance.
     Raises ValueError for an unknown name or option.
     """
+    if part.anchor is not None and part.positive is not None:
+        return Towers(_side("anchor", part.anchor, image_size), _side("positive", part.positive, image_size))
+    encoder = _network(part, image_size)
+    if takes_vectors(encoder):
+        raise ValueError(f"encoder.name: {part.name!r} encodes vectors; name it in encoder.positive, beside an encoder.anchor")
+    return encoder
+
+
+def _side(side: str, part: Tower, image_size: int) -> nn.Module:
+    """One of two towers; its settings are told with the tower's name."""
+    try:
+        return _network(part, image_size)
+    except ValueError as error:
+        raise ValueError(re.sub(r"\bencoder\.(?!anchor|positive)", f"encoder.{side}.", str(error))) from error
+
+
+def _network(part: Tower, image_size: int) -> nn.Module:
     encoder: nn.Module = build("encoder", part, nn.Module, image_size=image_size)
     if not isinstance(getattr(encoder, "dim", None), int):
         raise ValueError(f"encoder.name: {part.name!r} has no attribute `dim`, the length of its vectors; give it one")
