@@ -1,4 +1,4 @@
-"""The multi-scale network: its maps are the paper's, every path counts, and its export is the encoder."""
+"""The multi-scale network: its maps fit the image, every path counts, and its export is the encoder."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def multiscale(size: int, **options: Any) -> MultiScale:
     ("size", "factor", "kernel", "side"),
     [(224, 4, 8, 15), (224, 8, 8, 8), (48, 4, 8, 4), (48, 8, 4, 4), (32, 4, 4, 5), (32, 8, 2, 5)],
 )
-def test_the_maps_are_the_papers_and_shrink_with_the_image(size: int, factor: int, kernel: int, side: int) -> None:
+def test_the_convolution_is_the_papers_and_shrinks_with_the_image(size: int, factor: int, kernel: int, side: int) -> None:
     path = Shallow(size, factor, 96, 4)
     assert path.conv.kernel_size == (kernel, kernel)
     assert path.conv.stride == (kernel // 2, kernel // 2)
@@ -47,7 +47,7 @@ def test_the_maps_are_the_papers_and_shrink_with_the_image(size: int, factor: in
 
 @pytest.mark.parametrize(("side", "kernel", "stride", "padding"), [(15, 7, 4, 2), (8, 3, 2, 1), (5, 2, 1, 0), (4, 1, 1, 0)])
 def test_the_maxima_are_those_of_max_pooling(side: int, kernel: int, stride: int, padding: int) -> None:
-    """7x7 with stride 4 and 3x3 with stride 2 at 224 pixels: the paper's."""
+    """7x7 with stride 4 and 3x3 with stride 2 at 224 pixels."""
     x = torch.randn(2, 3, side, side)
     assert torch.equal(maxima(maxima(x, 4).mT, 4).mT, F.max_pool2d(x, kernel, stride, padding))
 

@@ -23,9 +23,9 @@ class MultiScale(nn.Module):
     The shallow paths see means of 4 x 4 and 8 x 8 pixels (`subsample`): a convolution, GELU, and the maxima of overlapping
     windows, `shallow_grid` x `shallow_grid` of them. Each path at unit length; the shallow ones are joined and mapped to `dim`,
     then joined with the deep one and mapped to `dim` again, both linear.
-    The convolution is 8x8 with stride 4, as in the paper, and at 224 pixels the maps are the paper's: 15 and 8 positions a
-    side, 4 after the maxima. Smaller images halve stride and kernel until a map has `shallow_grid` positions a side:
-    at 48 pixels 8x8 and 4x4, at 32 pixels 4x4 and 2x2.
+    The convolution is 8x8 with stride 4, as in the paper: at 224 pixels 15 and 8 positions a side, 4 after the maxima. Smaller
+    images halve stride and kernel until a map has `shallow_grid` positions a side: at 48 pixels 8x8 and 4x4, at 32 pixels 4x4
+    and 2x2.
     `shallow_width`: channels of a shallow path (the paper has 96); the other options are those of ConvNet, for the deep path.
     """
 
@@ -92,7 +92,7 @@ def maxima(x: Tensor, count: int) -> Tensor:
 
 
 def windows(side: int, count: int) -> list[tuple[int, int]]:
-    """First and one past the last position of each window: 2 step - 1 wide, as the paper's 7 by 4 and 3 by 2.
+    """First and one past the last position of each window: 2 step - 1 wide, at 224 pixels 7 every 4 and 3 every 2.
 
     Where so many steps do not fit (5 positions, 4 windows), those of adaptive pooling.
     """
