@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Processes that share the tests, whole files each. More need more memory: each has its own Ray and MLflow.
 JOBS ?= 2
 
-.PHONY: setup demo test lint bench acceptance clean
+.PHONY: setup demo test lint bench acceptance recipes clean
 
 setup: $(STAMP)
 
@@ -26,6 +26,10 @@ acceptance: setup
 
 bench: setup
 	$(BIN)/python -m pytest tests/benchmarks -m benchmark -s
+
+# Every recipe, about an hour on two quiet cores; stopped in the middle, the same command goes on.
+recipes: setup
+	$(BIN)/python -m tests.recipes demo
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -53,7 +53,7 @@ class LeNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Float images [n, 3, S, S] in [0, 1] to vectors [n, dim]."""
-        red, green, blue = images.split(1, dim=1)
+        red, green, blue = torch.split(images, 1, dim=1)
         # Numbers, not a buffer: DistributedDataParallel cannot broadcast one of this shape with channels last.
         pixels = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue if self.grey else images
         features = self.body(((pixels - 0.5) / 0.5).contiguous(memory_format=torch.channels_last))

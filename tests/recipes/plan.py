@@ -1,0 +1,50 @@
+"""Which recipes are measured, with which settings, and how often."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FIRST_SEED = 7  # that of the recipes
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A recipe as it is, or with `settings`, under a `name` of its own then; trained with `seeds` different seeds."""
+
+    recipe: str
+    name: str
+    settings: tuple[str, ...] = ()
+    seeds: int = 1
+    text: bool = False  # images search text, and text images
+
+    def runs(self) -> list[tuple[str, int]]:
+        """(name of the run, seed)."""
+        seeds = [FIRST_SEED + number for number in range(self.seeds)]
+        return [(self.name if seed == FIRST_SEED else f"{self.name}-seed{seed}", seed) for seed in seeds]
+
+
+HEADLINE = (
+    *("batch-hard-emoji", "multi-similarity", "sup-con", "proxy-anchor", "clip-style", "siamese-triplet-5-online-triplets"),
+)
+FASHION = (
+    *("caffe-siamese", "caffe-siamese-legacy", "tf-contrastive", "tf-semihard", "batch-all", "batch-hard"),
+    *("siamese-triplet-1-softmax", "siamese-triplet-2-siamese", "siamese-triplet-3-triplet", "offline-mined"),
+    *("siamese-triplet-4-online-pairs", "siamese-triplet-5-online-triplets"),
+)
+EMOJI = (
+    *("torch-triplet", "torch-cosine", "torch-margin-ranking", "pycaffe-triplet", "batch-all-emoji", "batch-hard-emoji"),
+    *("facenet", "deep-ranking", "sup-con", "multi-similarity", "proxy-anchor", "arcface", "recall-at-k", "xbm"),
+    *("moco-style", "simclr-style", "distill", "matryoshka"),
+)
+TEXT = (
+    *("frozen-text", "frozen-text-random", "frozen-text-far", "frozen-text-near", "frozen-text-mse"),
+    *("frozen-text-sigmoid-ce", "frozen-text-projection", "max-margin", "clip-style", "siglip-style"),
+)
+OWN_MACHINE = ("finetune-timm", "finetune-transformers")  # for eight GPUs: `nearfar check` is what is run of them
+PLANNED = (
+    Entry("dimensionality-reduction", "dimensionality-reduction"),
+    *(Entry(recipe, recipe, seeds=3 if recipe in HEADLINE else 1) for recipe in FASHION),
+    Entry("caffe-siamese", "caffe-siamese-10d", ("encoder.dim=10",)),
+    *(Entry(recipe, recipe, seeds=3 if recipe in HEADLINE else 1) for recipe in EMOJI),
+    *(Entry(recipe, recipe, seeds=3 if recipe in HEADLINE else 1, text=True) for recipe in TEXT),
+)
