@@ -65,6 +65,8 @@ def describe(result: dict[str, Any]) -> str:
     """A result for a person."""
     where = "among themselves" if result["gallery"] is None else f"in {result['gallery_images']} of {result['gallery']}"
     lines = [f"model    {result['model']}", f"images   {result['images']} of {result['shards']}, searched {where}"]
+    if result["distance"] == "euclidean":
+        lines.append("distance euclidean, of raw vectors; thresholds are distances")
     if result["queries"] < result["images"]:
         lines.append(f"queries  {result['queries']}: the others have nothing to find")
     pairs = result["pairs"]
@@ -132,6 +134,7 @@ def _as_dict(request: Request, parts: Sequence[str], model: Model, found: Evalua
     return {
         "model": model.origin,
         "shards": request.shards,
+        "distance": "euclidean" if model.raw else "cosine",
         "gallery": request.how.gallery,
         "images": found.images,
         "gallery_images": found.gallery,
