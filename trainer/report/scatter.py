@@ -25,13 +25,14 @@ def scatter_charts(flat: Flat) -> list[Chart]:
 def _chart(when: str, points: Tensor, flat: Flat) -> Chart:
     groups, inverse = torch.unique(flat.group, return_inverse=True)
     colours = [to_hex(colour) for colour in mpl.colormaps["tab10" if len(groups) <= 10 else "tab20"].colors]  # type: ignore[attr-defined]
+    order = sorted(range(len(groups)), key=lambda number: flat.names.get(int(groups[number]), ""))  # as the legend has them
     every = -(-len(points) // DOTS)
 
     def draw(axes: Axes) -> None:
-        for number in range(min(len(groups), NAMED)):  # beyond that colours come again
+        for place, number in enumerate(order[:NAMED]):  # beyond that colours come again
             here = points[::every][inverse[::every] % NAMED == number]
             name = _plain(flat.names.get(int(groups[number])))
-            axes.scatter(here[:, 0].tolist(), here[:, 1].tolist(), s=5, color=colours[number], linewidths=0, label=name)
+            axes.scatter(here[:, 0].tolist(), here[:, 1].tolist(), s=5, color=colours[place], linewidths=0, label=name)
         axes.set_aspect("equal", adjustable="datalim")
         axes.grid(color=LIGHT.faint, linewidth=0.8)
         if flat.names:
