@@ -143,6 +143,11 @@ def _absolute(model: str) -> str:
 def _checked(dim: int | None, model: Model) -> int:
     if dim is not None and not 1 <= dim <= model.dim:
         raise ValueError(f"--dim {dim}: the vectors of {model.origin} have {model.dim} numbers; give 1 to {model.dim}")
+    if model.raw and dim not in (None, model.dim):
+        raise ValueError(
+            f"--dim {dim}: the vectors of {model.origin} are raw, compared by euclidean distance, and shorter lengths are for "
+            "unit vectors; leave --dim out"
+        )
     return dim or model.dim
 
 
@@ -173,6 +178,7 @@ def _about(job: Job, model: Model, images: ImageSet) -> dict[str, Any]:
         "uri": None if os.path.exists(job.model) or redact(job.uri) != job.uri else job.uri,
         "weights": job.weights,
         "dim": job.dim,
+        "distance": "euclidean" if model.raw else "cosine",
         "batch": job.batch,
         "source": images.location,
         "digest": images.digest,

@@ -68,7 +68,7 @@ class Embedder:
             raise ValueError(f"{job.model} has changed since this began; name a checkpoint or a version that stays")
         if self._images.digest != job.digest:
             raise ValueError(f"{job.source} has changed since this began, or is another one on this node")
-        self._module = model.module
+        self._module, self._raw = model.module, model.raw
         self._data: Data = model.data(job.source).model_copy(update={"threads": job.threads})
 
     def __call__(self, span: Span) -> Part:
@@ -78,8 +78,8 @@ class Embedder:
         vectors: list[Vectors] = [np.empty((0, self._job.dim), np.float32)]
         with torch.inference_mode():
             for pixels in self._images.pixels(span, self._data, self._job.batch):
-                found = self._encode(pixels)
-                rows = F.normalize(found[:, : self._job.dim].float(), dim=1).cpu().numpy()
+                found = self._encode(pixels)[:, : self._job.dim].float()
+                rows = (found if self._raw else F.normalize(found, dim=1)).cpu().numpy()
                 good = np.isfinite(rows).all(axis=1)
                 reasons = [
                     told or ("" if fine else NOT_FINITE) for told, fine in zip(pixels.reason, good.tolist(), strict=True)

@@ -57,6 +57,11 @@ class Embeddings:
         self._shown = [name for name in SHOWN if name in columns.names]
 
     @property
+    def raw(self) -> bool:
+        """Whether the vectors have any length and are compared by euclidean distance."""
+        return self.about.get("distance") == "euclidean"
+
+    @property
     def num_rows(self) -> int:
         return int(self._starts[-1])
 

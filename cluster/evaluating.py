@@ -70,6 +70,8 @@ def describe(result: dict[str, Any]) -> str:
         where = f"in {among} of {result['gallery'] or 'the same'}"
     what = "images  " if result["sides"] == "all" else result["sides"][:9]
     lines = [f"model    {result['model']}", f"{what} {result['images']} of {result['shards']}, searched {where}"]
+    if result["distance"] == "euclidean":
+        lines.append("distance euclidean, of raw vectors; thresholds are distances")
     if result["queries"] < result["images"]:
         lines.append(f"queries  {result['queries']}: the others have nothing to find")
     pairs = result["pairs"]
@@ -137,6 +139,7 @@ def _as_dict(request: Request, parts: Sequence[str], model: Model, found: Evalua
     return {
         "model": model.origin,
         "shards": request.shards,
+        "distance": "euclidean" if model.raw else "cosine",
         "gallery": request.how.gallery,
         "sides": request.how.queries,
         "images": found.images,

@@ -23,6 +23,7 @@ from pipelines.manifest import Manifest
 from pipelines.mixture import open_sources, parts_of
 from pipelines.remote import is_url
 from pipelines.stream import evaluation_batches
+from trainer.encoders import is_raw
 from trainer.encoders.projection import Projection
 from trainer.encoders.towers import Towers
 from trainer.evaluate import embed
@@ -119,9 +120,11 @@ def matryoshka_of(config: RunConfig) -> list[int]:
     return sorted({int(dim) for part in config.loss for dim in part.options.get("matryoshka") or ()})
 
 
-def calibrate(vectors: Tensor, group: Tensor, dims: list[int]) -> dict[int, dict[str, float]]:
+def calibrate(vectors: Tensor, group: Tensor, dims: list[int], *, raw: bool = False) -> dict[int, dict[str, float]]:
     """Match thresholds for every length; none without pairs of the same thing and pairs of different things."""
     try:
+        if raw:
+            return {vectors.shape[1]: match_thresholds(vectors, group, raw=True)}
         return {dim: match_thresholds(F.normalize(vectors[:, :dim], dim=1), group) for dim in dims}
     except ValueError:
         return {}
@@ -140,7 +143,7 @@ def _thresholds(
         few = islice(batches, CALIBRATION // EVALUATION_BATCH)
         found = embed(encoder, few, plain(torch.device("cpu"), torch.float32))
         seen = found.vectors, found.group
-    return calibrate(seen[0][:CALIBRATION], seen[1][:CALIBRATION], dims)
+    return calibrate(seen[0][:CALIBRATION], seen[1][:CALIBRATION], dims, raw=is_raw(encoder))
 
 
 def _tags(config: RunConfig, run: RunFolder, trained: Trained) -> dict[str, str]:

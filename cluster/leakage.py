@@ -83,6 +83,8 @@ def compare(
     By bytes, pixels and perceptual hash, and by cosine above `threshold` where a `model` is given.
     Raises ValueError for a distance or a model that cannot be used, RuntimeError when data cannot be read.
     """
+    if model is not None:
+        _require_cosine(model)
     ours, unreadable = prints_of(manifest, map=map, progress=progress)
     theirs, more = (ours, 0) if other is None else prints_of(other, map=map, progress=progress)
     allowed = across_classes(ours.images) if other is None else anything
@@ -154,6 +156,15 @@ def _seconds(*manifests: Manifest) -> float:
 
 def _in_threads(threads: int, function: Callable[[Any], Any], items: Any) -> Any:
     return ordered_map(function, items, threads)
+
+
+def _require_cosine(reference: str) -> None:
+    model = open_model(reference)
+    if model.raw:
+        raise ValueError(
+            f"--model: the vectors of {model.origin} are raw, compared by euclidean distance, and --threshold is a cosine; "
+            "give a model of unit vectors"
+        )
 
 
 def _encode(reference: str, manifest: Manifest, images: Images) -> Vectors:

@@ -33,17 +33,18 @@ class Best:
 
 
 def nearest(
-    chunks: Iterable[tuple[int, Vectors]], queries: Vectors, k: int, *, skip: Sequence[Int64s] | None = None
+    chunks: Iterable[tuple[int, Vectors]], queries: Vectors, k: int, *, skip: Sequence[Int64s] | None = None, raw: bool = False
 ) -> list[Best]:
     """For each query the `k` vectors of largest inner product.  chunks: (number of the first row, [n, D]); queries [q, D]
 
-    As computed in float64 of vectors of length 1: what float32 cannot tell apart is looked at again. `skip`: for each query
-    rows, rising, that do not count.
+    As computed in float64 of vectors of length 1: what float32 cannot tell apart is looked at again. `raw`: those of least
+    euclidean distance, of vectors of any length; the score is minus the distance. `skip`: for each query rows, rising, that
+    do not count.
     """
     found = [Best(k) for _ in queries]
-    margin = 4.0 * queries.shape[1] * float(np.finfo(np.float32).eps)
+    margin = 0.0 if raw else 4.0 * queries.shape[1] * float(np.finfo(np.float32).eps)
     for start, vectors in chunks:
-        scores = queries @ vectors.T  # [q, n]
+        scores = _minus_distances(queries, vectors) if raw else queries @ vectors.T  # [q, n]
         for number, best in enumerate(found):
             mine = scores[number]
             if skip is not None:
@@ -52,5 +53,17 @@ def nearest(
             least = max(best.least, float(np.partition(mine, -k)[-k]) if len(mine) >= k else -np.inf)
             rows = np.flatnonzero((mine >= least - margin) & (mine > -np.inf))
             if len(rows):
-                best.add(rows + start, (vectors[rows].astype(np.float64) * queries[number].astype(np.float64)).sum(axis=1))
+                exact = (
+                    mine[rows] if raw else (vectors[rows].astype(np.float64) * queries[number].astype(np.float64)).sum(axis=1)
+                )
+                best.add(rows + start, exact)
     return found
+
+
+def _minus_distances(queries: Vectors, vectors: Vectors) -> Scores:
+    """[q, n] in float64, number by number: nothing cancels."""
+    squared = np.zeros((len(queries), len(vectors)))
+    for i in range(queries.shape[1]):
+        squared += np.square(queries[:, i, None].astype(np.float64) - vectors[None, :, i])
+    scores: Scores = -np.sqrt(squared)
+    return scores

@@ -17,10 +17,12 @@ from pipelines.geometry import place, whole
 from pipelines.manifest import Manifest
 from pipelines.mixture import open_sources
 from pipelines.read import Reader
-from trainer.export import least_cosine, trained_vectors
+from trainer.encoders import is_raw
+from trainer.export import largest_error, least_cosine, trained_vectors
 from trainer.portable_model import Vectors
 
 LEAST_COSINE = 0.9999  # between the trained encoder and what is shipped
+LARGEST_ERROR = 0.02  # of raw vectors; the angle of that cosine is 0.014
 IMAGES, JPEGS = 256, 32
 JPEG = b"\xff\xd8"
 
@@ -31,10 +33,17 @@ class Proof:
 
     images: list[bytes]
     vectors: Vectors  # [n, dim]
+    raw: bool = False
 
     def check(self, exported: Any) -> None:
         """exported: encoded images -> vectors. Raises RuntimeError when any differs from the trained encoder's."""
-        cosine = least_cosine(self.vectors, exported(self.images))
+        theirs = exported(self.images)
+        if self.raw:
+            error = largest_error(self.vectors, theirs)
+            if not error <= LARGEST_ERROR:
+                raise RuntimeError(f"of {len(self.images)} images, the largest error to the trained encoder is {error:.6f}")
+            return
+        cosine = least_cosine(self.vectors, theirs)
         if not cosine > LEAST_COSINE:
             raise RuntimeError(f"of {len(self.images)} images, the smallest cosine to the trained encoder is {cosine:.6f}")
 
@@ -51,7 +60,7 @@ def prove(config: RunConfig, encoder: nn.Module) -> Proof:
             f"{manifest.location} holds no image that can be read, so the export cannot be proven to be the encoder"
         )
     images += [_as_jpeg(image) for image in images[: JPEGS if images[0][:2] != JPEG else 0]]
-    return Proof(images, trained_vectors(encoder, images, lambda data: seen(data, config.data)))
+    return Proof(images, trained_vectors(encoder, images, lambda data: seen(data, config.data)), is_raw(encoder))
 
 
 def seen(image: bytes, data: Data) -> Tensor:

@@ -24,6 +24,7 @@ from configs.schema import RunConfig
 from pipelines.mixture import open_sources, parts_of
 from trainer import checkpoints
 from trainer.encoders import build_encoder
+from trainer.export import SETTINGS
 from trainer.report.data import Evaluation, Health, ReportData, Start
 from trainer.report.insight import Insight, look
 from trainer.report.page import write_report
@@ -113,7 +114,7 @@ def _insight(config: RunConfig, folder: RunFolder, gallery: Gallery, notes: list
         before = gallery.embed(untrained_encoder(config, folder)).vectors
     except UNREADABLE as error:
         notes.append(f"What the encoder saw before training is not shown: {error}.")
-    return look(gallery, gallery.found.vectors, before)
+    return look(gallery, gallery.found.vectors, before, raw=gallery.found.raw)
 
 
 def _evaluation(config: RunConfig, gallery: Gallery, notes: list[str]) -> Evaluation:
@@ -170,22 +171,29 @@ def _leakage(folder: RunFolder, notes: list[str]) -> dict[str, Any] | None:
 
 def _how_to_load(config: RunConfig, folder: RunFolder, result: Mapping[str, Any]) -> str:
     """Three lines of Python, or nothing while there is no model."""
+    length = f"[2, dim], {_length(folder)}"
     if result.get("model"):
         return (
             "import mlflow\n"
             f'mlflow.set_tracking_uri("{redact(tracking_uri(config.tracking, folder.path.parent))}")\n'
-            f'vectors = mlflow.pyfunc.load_model("{result["model"]}").predict(["a.jpg", "b.png"])  # [2, dim], unit length'
+            f'vectors = mlflow.pyfunc.load_model("{result["model"]}").predict(["a.jpg", "b.png"])  # {length}'
         )
     if (folder.export / "MLmodel").exists():
         return (
             "import mlflow\n"
             f'model = mlflow.pyfunc.load_model("{folder.export}")\n'
-            'vectors = model.predict(["a.jpg", "b.png"])  # [2, dim], unit length'
+            f'vectors = model.predict(["a.jpg", "b.png"])  # {length}'
         )
     if (folder.export / "model.py").exists():
         return (
             f'import sys; sys.path.insert(0, "{folder.export}")\n'
             "from model import Encoder\n"
-            f'vectors = Encoder("{folder.export}")(["a.jpg", "b.png"])  # [2, dim], unit length'
+            f'vectors = Encoder("{folder.export}")(["a.jpg", "b.png"])  # {length}'
         )
     return ""
+
+
+def _length(folder: RunFolder) -> str:
+    file = folder.export / SETTINGS
+    settings = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    return "raw: compare them by euclidean distance" if settings.get("distance") == "euclidean" else "unit length"

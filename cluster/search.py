@@ -38,7 +38,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A row of the file and its cosine to the query."""
+    """A row of the file and its cosine to the query, or minus its distance where vectors are raw."""
 
     row: Row
     score: float
@@ -66,31 +66,41 @@ def search(
     if sheet is not None:
         require_png(sheet)
     embeddings = Embeddings(file)
+    if embeddings.raw and index == "faiss":
+        raise ValueError(
+            f"--index faiss searches by cosine, and {str(file)!r} holds raw vectors, compared by euclidean distance; "
+            "leave it out"
+        )
     source = _source(embeddings) if sheet is not None else None
     queries = [*_of_images(embeddings, images, model), *(_of_key(embeddings, key, source) for key in keys)]
     found, recall = _search(embeddings, queries, min(k, embeddings.num_rows), index)
     if sheet is not None:
         assert source is not None
-        draw_tiles([_tiles(query, hits, source) for query, hits in zip(queries, found, strict=True)], sheet)
+        draw_tiles([_tiles(query, hits, source, raw=embeddings.raw) for query, hits in zip(queries, found, strict=True)], sheet)
     return {
         "embeddings": str(file),
         "searched": embeddings.num_rows,
         "index": index,
+        "distance": "euclidean" if embeddings.raw else "cosine",
         "recall_at_10": recall,
         "sheet": None if sheet is None else str(sheet),
-        "queries": [{"query": q.name, "hits": [_told(hit) for hit in hits]} for q, hits in zip(queries, found, strict=True)],
+        "queries": [
+            {"query": q.name, "hits": [_told(hit, raw=embeddings.raw) for hit in hits]}
+            for q, hits in zip(queries, found, strict=True)
+        ],
     }
 
 
 def describe(result: dict[str, Any]) -> str:
     """For a person."""
     lines = []
+    shown = "distance" if result["distance"] == "euclidean" else "score"
     for query in result["queries"]:
         lines.append(query["query"])
         for rank, hit in enumerate(query["hits"], 1):
             label = "" if hit["label"] is None else f"  {hit['label']}"
             member = f".{hit['member']}" if hit["member"] else ""
-            lines.append(f"{rank:4}  {hit['score']:.4f}  {hit['key']}{member}{label}")
+            lines.append(f"{rank:4}  {hit[shown]:.4f}  {hit['key']}{member}{label}")
     if result["recall_at_10"] is not None:
         lines.append(f"faiss finds {result['recall_at_10']:.1%} of the true ten nearest, measured on a sample")
     if result["sheet"] is not None:
@@ -116,6 +126,11 @@ def model_of(embeddings: Embeddings, reference: str | None = None) -> Model:
             f"{model.origin} did not make {embeddings.path}: that was {about['model']} with other weights, and vectors of two "
             "models cannot be compared; embed again, or give --model MODEL"
         )
+    if model.raw != embeddings.raw:
+        raise ValueError(
+            f"{model.origin} gives {'raw' if model.raw else 'unit'} vectors, and {embeddings.path} does not tell that it holds "
+            "such; embed again"
+        )
     if embeddings.dim > model.dim or ("weights" not in about and embeddings.dim != model.dim):
         raise ValueError(f"{embeddings.path} has vectors of {embeddings.dim} numbers, those of {model.origin} have {model.dim}")
     return model
@@ -137,7 +152,7 @@ def _of_images(embeddings: Embeddings, images: Sequence[Path], reference: str | 
             raise ValueError(f"{path}: {error}") from error
     with torch.inference_mode():
         found = model.module(torch.stack(pixels).contiguous())[:, : embeddings.dim].float()
-    vectors = F.normalize(found, dim=1).numpy()
+    vectors = (found if model.raw else F.normalize(found, dim=1)).numpy()
     nothing = np.empty(0, np.int64)
     return [Query(str(path), vector, nothing, file) for path, vector, file in zip(images, vectors, files, strict=True)]
 
@@ -154,7 +169,7 @@ def _search(embeddings: Embeddings, queries: Sequence[Query], k: int, index: str
     vectors, own = np.stack([query.vector for query in queries]), [query.own for query in queries]
     recall = None
     if index == "exact":
-        best = nearest(embeddings.vectors(), vectors, k, skip=own)
+        best = nearest(embeddings.vectors(), vectors, k, skip=own, raw=embeddings.raw)
     else:
         from cluster.ann import Approximate
 
@@ -175,10 +190,10 @@ def _source(embeddings: Embeddings) -> ImageSet:
         raise ValueError(f"the images of {embeddings.path} are not there any more, so there is no sheet: {error}") from error
 
 
-def _tiles(query: Query, hits: Sequence[Hit], source: ImageSet) -> list[Tile]:
+def _tiles(query: Query, hits: Sequence[Hit], source: ImageSet, *, raw: bool) -> list[Tile]:
     tiles = [Tile(query.image, Path(query.name).name, "query")]
     for hit in hits:
-        tiles.append(Tile(_image(hit.row, source), hit.row.label or hit.row.key, f"{hit.score:.3f}"))
+        tiles.append(Tile(_image(hit.row, source), hit.row.label or hit.row.key, f"{abs(hit.score) if raw else hit.score:.3f}"))
     return tiles
 
 
@@ -191,6 +206,7 @@ def _image(row: Row, source: ImageSet | None) -> bytes | None:
         return None
 
 
-def _told(hit: Hit) -> dict[str, Any]:
+def _told(hit: Hit, *, raw: bool) -> dict[str, Any]:
     about = asdict(hit.row)
-    return {**{name: about[name] for name in ("key", "label", "member")}, "row": about["number"], "score": hit.score}
+    told = {**{name: about[name] for name in ("key", "label", "member")}, "row": about["number"], "score": hit.score}
+    return told | ({"distance": abs(hit.score)} if raw else {})

@@ -13,7 +13,7 @@ from cluster.exporting import POSITIVE, Trained, export_trained
 from cluster.models import PROGRAM, REGISTERED, build_trained, fetch, find_checkpoint, in_mlflow
 from cluster.progress import say
 from cluster.promotion import Registered, check_model_name
-from cluster.proof import LEAST_COSINE, example
+from cluster.proof import Proof, example
 from cluster.registration import LOGGED_AS, Gate, about, copy, register
 from cluster.runfolder import RunFolder, read_lines
 from cluster.spool import Position
@@ -99,12 +99,11 @@ def _from_folder(folder: Path, wish: Wish, uri: str, run_id: str | None) -> Read
             shutil.rmtree(out, ignore_errors=True)
             shutil.copytree(folder, out, ignore=shutil.ignore_patterns("__pycache__"))
     image = example()
-    expected = load_exported(folder)([image])
+    exported = load_exported(folder)
+    proof = Proof([image], exported([image]), raw=getattr(exported, "distance", "cosine") == "euclidean")
 
     def verify(loaded: Any) -> None:
-        cosine = float((loaded.predict([image]) * expected).sum())
-        if not cosine > LEAST_COSINE:
-            raise RuntimeError(f"its cosine to the folder's own is {cosine:.6f}")
+        proof.check(loaded.predict)
 
     return Ready(folder if wish.out is None else wish.out.absolute(), uri, run_id, image, verify)
 

@@ -23,10 +23,14 @@ def lifted(queries: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
     return left, right
 
 
+def minus_distance(score: Tensor) -> Tensor:
+    """Of minus the squared distances, which may be a hair above 0."""
+    return -(-score).clamp(min=0).sqrt()
+
+
 def by_distance(pairs: Pairs) -> Pairs:
     """Pairs scored with minus the squared distance, scored with minus the distance."""
-    same, different = (-(-score).clamp(min=0).sqrt() for score in (pairs.same, pairs.different))
-    return Pairs(same, different, pairs.num_same, pairs.num_different)
+    return Pairs(minus_distance(pairs.same), minus_distance(pairs.different), pairs.num_same, pairs.num_different)
 
 
 def as_distances(values: dict[str, float]) -> dict[str, float]:

@@ -64,10 +64,10 @@ def export_encoder(
 ) -> Exported:
     """Write model.onnx, program.pt2, preprocessing.json, model.py, about.json and MODEL_CARD.md; an earlier export is replaced.
 
-    Both programs map uint8 [n, 3, image_size, image_size] to float32 unit vectors [n, dim], any n >= 1, on the CPU; model.py
+    Both programs map uint8 [n, 3, image_size, image_size] to float32 vectors [n, dim], any n >= 1, on the CPU; model.py
     runs the ONNX one, and program.pt2 where there is none. `card` maps headings to text, to a list or to a mapping of facts;
     images above `max_pixels` are refused; `dims`: shorter lengths that the encoder was trained for; `thresholds`: for each
-    length name -> cosine; `about`: what is told of the model wherever it goes. `encoder` itself is left as it is.
+    length name -> cosine (raw: distance); `about`: what is told of the model wherever it goes. `encoder` is left as it is.
     Raises ValueError when `folder` holds something else, RuntimeError when the encoder cannot be exported.
     """
     if folder.exists() and not (folder / SETTINGS).is_file():
@@ -149,6 +149,15 @@ def least_cosine(ours: Vectors, theirs: Vectors) -> float:
     """The smallest over the rows of two [n, dim]; NaN where a row is NaN."""
     a, b = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
     return float(((a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))).min())
+
+
+def largest_error(ours: Vectors, theirs: Vectors) -> float:
+    """The largest distance between the rows of two raw [n, dim], as a share of how far ours lie from their mean (root of the
+    mean square); NaN where a row is NaN.
+    """
+    a, b = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
+    spread, length = (float(np.sqrt((x * x).sum(1).mean())) for x in (a - a.mean(0), a))
+    return float(np.linalg.norm(a - b, axis=1).max() / max(spread, 1e-3 * length, 1e-12))
 
 
 def _trace(encoder: nn.Module, image_size: int) -> tuple[torch.export.ExportedProgram, int]:

@@ -43,17 +43,19 @@ DAMAGED = (
     Image.DecompressionBombError,
 )
 
-Vectors: TypeAlias = npt.NDArray[np.float32]  # unit length
+Vectors: TypeAlias = npt.NDArray[np.float32]  # of unit length, unless the model is raw
 Codes: TypeAlias = npt.NDArray[np.int8]
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 
 class Encoder:
-    """Images to unit vectors, with the preprocessing the encoder was trained for.
+    """Images to vectors, with the preprocessing the encoder was trained for.
+
+    distance: what tells vectors apart. `cosine`: they have unit length; `euclidean`: they are raw, of any length.
 
     dims: the lengths its vectors may be cut to (`dim=`); thresholds: for each of them {name: cosine}, from which on two images
     show the same thing: `far_1e-3` calls one in 1000 different pairs the same, `best_f1` is right most often; both were
-    measured on the evaluation set, and empty without one.
+    measured on the evaluation set, and empty without one. Those of a raw model are distances, up to which they do.
     """
 
     def __init__(self, folder: str | Path, *, paths: bool = True) -> None:
@@ -66,6 +68,7 @@ class Encoder:
         self.image_size = int(settings["image_size"])
         self.resize = str(settings["resize"])
         self.dim = int(settings["dim"])
+        self.distance = str(settings.get("distance", "cosine"))
         self.dims = tuple(int(dim) for dim in settings["dims"])
         self.thresholds: dict[int, dict[str, float]] = {int(dim): dict(at) for dim, at in settings["thresholds"].items()}
         self.max_pixels = int(settings["max_pixels"])
@@ -73,7 +76,7 @@ class Encoder:
         self._run = {"onnx": _onnx, "torch": _torch}[settings["runtime"]](Path(folder))
 
     def __call__(self, images: Sequence[Any], *, dim: int | None = None) -> Vectors:
-        """Encode `images`, each bytes, a base64 string or a path, to unit vectors [n, dim].
+        """Encode `images`, each bytes, a base64 string or a path, to vectors [n, dim].
 
         dim: cut to so many numbers, one of `dims`, and scaled to unit length again. ValueError names a bad image by its row.
         """
@@ -86,7 +89,8 @@ class Encoder:
         return vectors if dim == self.dim else shortened(vectors, dim)
 
     def match(self, a: Any, b: Any, *, at: str = "far_1e-3", dim: int | None = None) -> npt.NDArray[np.bool_]:
-        """Whether a[i] and b[i] show the same thing: their cosine is at least the threshold `at`.  -> [n]
+        """Whether a[i] and b[i] show the same thing: their cosine is at least the threshold `at`, or, of a raw model,
+        their distance at most that.  -> [n]
 
         a, b: as many images each, or one image each. Raises ValueError as above, and where there is no such threshold.
         """
@@ -98,12 +102,23 @@ class Encoder:
         first, second = column(a), column(b)
         if len(first) != len(second):
             raise ValueError(f"match compares image by image, and got {len(first)} and {len(second)}")
-        matched: npt.NDArray[np.bool_] = (self(first, dim=dim) * self(second, dim=dim)).sum(1) >= known[at]
+        ours, theirs = self(first, dim=dim), self(second, dim=dim)
+        matched: npt.NDArray[np.bool_]
+        if self.distance == "euclidean":
+            matched = np.linalg.norm(ours.astype(np.float64) - theirs, axis=1) <= known[at]
+        else:
+            matched = (ours * theirs).sum(1) >= known[at]
         return matched
+
+    def require_unit(self, what: str) -> None:
+        """Raise ValueError where vectors are raw: they keep their length and all of their numbers."""
+        if self.distance != "cosine":
+            raise ValueError(f"{what} is for vectors of length 1; those of this model are raw, compared by euclidean distance")
 
     def _allowed(self, dim: int | None) -> int:
         if dim is None or dim in self.dims:
             return self.dim if dim is None else int(dim)
+        self.require_unit(f"dim {dim}")
         raise ValueError(
             f"dim {dim} is none of the lengths that this model was trained for: {', '.join(map(str, self.dims))}"
             + ("" if len(self.dims) > 1 else " (a loss with `matryoshka` trains for more)")
@@ -248,7 +263,7 @@ if "mlflow" in sys.modules and not __name__.startswith("trainer."):  # the copy,
                 super().__setattr__(name, value)
 
     class PortableModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-        """A column of images to unit vectors, float32 [n, dim]; `params`: dim, and int8 for vectors times 127, rounded.
+        """A column of images to vectors, float32 [n, dim]; `params`: dim, and int8 for vectors times 127, rounded.
 
         A string may be the path of a file where a program calls `predict`, never where a server does: its clients must
         not read or look for files of its machine. `load_model(..., model_config={"paths": False})` forbids it anywhere.
@@ -265,6 +280,8 @@ if "mlflow" in sys.modules and not __name__.startswith("trainer."):  # the copy,
             self._encoder.paths = self._paths and not served()
             wanted = params or {}
             try:
+                if wanted.get("int8"):
+                    self._encoder.require_unit("int8")
                 vectors = self._encoder(column(model_input), dim=wanted.get("dim"))
             except ValueError as error:
                 raise Refused(str(error), error_code=INVALID_PARAMETER_VALUE) from error

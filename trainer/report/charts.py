@@ -94,22 +94,25 @@ def small_chart(name: str, title: str, points: Points, extent: Extent, *, percen
 
 
 def spread_chart(name: str, title: str, spread: Spread, least: float) -> Chart:
-    """Densities of the cosines of positive and negative pairs, from `least` to 1."""
+    """Densities of the cosines of positive and negative pairs, from `least` to 1, or of their distances, from 0 to -`least`."""
+    raw, (low, high) = spread.farthest > 0, spread.bounds
 
     def draw(axes: Axes) -> None:
         for counts, color, word in ((spread.negative, LIGHT.second, "different"), (spread.positive, LIGHT.first, "same")):
             shares = counts.reshape(-1, BINS // (2 * DRAWN_BINS)).sum(1) / max(1.0, float(counts.sum()))  # [2 * DRAWN_BINS]
-            edges = [-1 + i / DRAWN_BINS for i in range(2 * DRAWN_BINS + 1)]
+            edges = [low + (high - low) * i / (2 * DRAWN_BINS) for i in range(2 * DRAWN_BINS + 1)]
+            if raw:  # scores are minus the distance
+                shares, edges = shares.flip(0), [-edge for edge in reversed(edges)]
             axes.stairs(shares.tolist(), edges, color=color, fill=True, alpha=0.2)
             axes.stairs(shares.tolist(), edges, color=color, linewidth=1.6, label=word)
-        axes.set_xlim(least, 1)
+        axes.set_xlim(*((0, -least) if raw else (least, 1)))
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel("cosine")
+        axes.set_xlabel("euclidean distance" if raw else "cosine")
         axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 0.98), ncols=2, handlelength=1.2, columnspacing=1.2)
 
     nearer = "" if spread.nearer is None else f"a pair of the same is nearer in {spread.nearer:.0%} of cases"
-    return _chart(name, title, draw, nearer, WIDE)
+    return chart(name, title, draw, nearer, WIDE)
 
 
 def _over_steps(
@@ -125,7 +128,7 @@ def _over_steps(
         axes.set_xlim(0, max(extent.last, 1))
         axes.set_xlabel("step")
 
-    return _chart(name, title, whole, f"over steps, {told}", size)
+    return chart(name, title, whole, f"over steps, {told}", size)
 
 
 def _running_mean(values: Sequence[float], window: int) -> list[float]:
@@ -136,7 +139,8 @@ def _running_mean(values: Sequence[float], window: int) -> list[float]:
     return means
 
 
-def _chart(name: str, title: str, draw: Callable[[Axes], None], told: str, size: tuple[float, float]) -> Chart:
+def chart(name: str, title: str, draw: Callable[[Axes], None], told: str, size: tuple[float, float]) -> Chart:
+    """What `draw` draws, in `size` inches; `told`: what it shows, for who cannot see it."""
     svg, png = _render(draw, size, name)
     inline = svg[svg.index("<svg") :]
     for field in Colours.__slots__:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from trainer.report.confusion import Cluster, clusters, named
@@ -14,6 +15,7 @@ from trainer.report.search import Search, hardest_negatives, mistakes, search, s
 from trainer.report.spread import Spread, spread
 
 SHEETS, NEIGHBOURS = 12, 5
+NAMED = 20  # classes of a scatter plot, at most
 MISTAKES, CLUSTERS, MEMBERS, NEGATIVES, SUSPECTS, GIVEN = 12, 8, 12, 12, 8, 8
 
 
@@ -27,7 +29,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """One hit of a search, its cosine to the query, and whether its class is the query's."""
+    """One hit of a search, its cosine to the query (of raw vectors the distance), and whether its class is the query's."""
 
     picture: Picture
     cosine: float
@@ -58,7 +60,7 @@ class Confused:
 
 @dataclass(frozen=True, slots=True)
 class Alike:
-    """Two pictures and their cosine."""
+    """Two pictures and their cosine, of raw vectors the distance."""
 
     first: Picture
     second: Picture
@@ -86,6 +88,16 @@ class Map:
 
 
 @dataclass(frozen=True, slots=True)
+class Flat:
+    """Raw vectors [N, 2] of the same rows before and after training, with groups [N] and what the groups are called."""
+
+    before: Tensor | None
+    after: Tensor
+    group: Tensor
+    names: Mapping[int, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Insight:
     """Every part may be empty. `most_others`: how many right neighbours the largest class lets an image have."""
 
@@ -102,6 +114,8 @@ class Insight:
     map: Map | None
     most_others: int
     num_queries: int
+    raw: bool = False  # vectors are compared by euclidean distance
+    flat: Flat | None = None  # in place of a map, where raw vectors have two numbers
 
 
 class Shown(Protocol):
@@ -123,43 +137,51 @@ class Shown(Protocol):
         """Pairs of rows [p, 2], [n, 2] that records give as positive and as negative; of labelled images none."""
 
 
-def look(shown: Shown, after: Tensor, before: Tensor | None = None) -> Insight | None:
-    """Analyse unit vectors [N, D] of the trained and of the untrained encoder; None where there are not two rows."""
+def look(shown: Shown, after: Tensor, before: Tensor | None = None, *, raw: bool = False) -> Insight | None:
+    """Analyse vectors [N, D] of the trained and of the untrained encoder, by cosine, or by euclidean distance where they are
+    raw; None where there are not two rows.
+    """
     if len(after) < 2:
         return None
     group = shown.group
-    found = search(after, group)
+    found = search(after, group, raw=raw)
+    flat = _flat(shown, after, before) if raw and after.shape[1] == 2 else None
     wrong = mistakes(found, MISTAKES)
     positive, negative = shown.given()
     return Insight(
-        sheets=[_sheet(shown, found, row) for row in sheet_queries(found, SHEETS)],
-        mistakes=[_sheet(shown, found, row) for row in wrong],
+        sheets=[_sheet(shown, found, row, raw=raw) for row in sheet_queries(found, SHEETS)],
+        mistakes=[_sheet(shown, found, row, raw=raw) for row in wrong],
         num_mistakes=int(found.wrong.sum()),
         clusters=[_confused(shown, found, cluster) for cluster in clusters(found, CLUSTERS)],
-        negatives=[_alike(shown, p.first, p.second, p.cosine) for p in hardest_negatives(found, NEGATIVES)],
+        negatives=[
+            _alike(shown, p.first, p.second, -p.cosine if raw else p.cosine) for p in hardest_negatives(found, NEGATIVES)
+        ],
         doubts=[
             Doubt(shown.picture(s.row), [shown.picture(i) for i in s.neighbours], shown.name_of(s.group), s.of)
             for s in suspects(found, SUSPECTS)
         ],
-        unlike=_extreme(shown, after, positive, least=True),
-        alike=_extreme(shown, after, negative, least=False),
-        before=None if before is None else spread(before, group),
-        after=spread(after, group),
-        map=_map(shown, after, before),
+        unlike=_extreme(shown, after, positive, least=True, raw=raw),
+        alike=_extreme(shown, after, negative, least=False, raw=raw),
+        before=None if before is None else spread(before, group, raw=raw),
+        after=spread(after, group, raw=raw),
+        map=None if flat is not None else _map(shown, after, before),
         most_others=int(found.others.max()),
         num_queries=int((found.others > 0).sum()),
+        raw=raw,
+        flat=flat,
     )
 
 
-def _sheet(shown: Shown, found: Search, row: int) -> Sheet:
+def _sheet(shown: Shown, found: Search, row: int, *, raw: bool) -> Sheet:
+    sign = -1 if raw else 1
     hits = found.nearest[row, :NEIGHBOURS].tolist()
     same = found.group[hits] == found.group[row]
     neighbours = [
-        Neighbour(shown.picture(hit), score, right)
+        Neighbour(shown.picture(hit), sign * score, right)
         for hit, score, right in zip(hits, found.cosine[row].tolist(), same.tolist(), strict=False)
     ]
     rank = int(found.right_rank[row])
-    right = Neighbour(shown.picture(int(found.right[row])), float(found.right_cosine[row]), True) if rank else None
+    right = Neighbour(shown.picture(int(found.right[row])), sign * float(found.right_cosine[row]), True) if rank else None
     return Sheet(shown.picture(row), neighbours, right, rank)
 
 
@@ -176,10 +198,17 @@ def _alike(shown: Shown, first: int, second: int, cosine: float) -> Alike:
     return Alike(shown.picture(first), shown.picture(second), cosine)
 
 
-def _extreme(shown: Shown, vectors: Tensor, pairs: Tensor, *, least: bool) -> list[Alike]:
-    cosine = (vectors[pairs[:, 0]] * vectors[pairs[:, 1]]).sum(1)
+def _extreme(shown: Shown, vectors: Tensor, pairs: Tensor, *, least: bool, raw: bool) -> list[Alike]:
+    first, second = vectors[pairs[:, 0]], vectors[pairs[:, 1]]
+    cosine = -(first - second).norm(dim=1) if raw else (first * second).sum(1)
     order = cosine.argsort(descending=not least, stable=True)[:GIVEN].tolist()
-    return [_alike(shown, int(pairs[i, 0]), int(pairs[i, 1]), float(cosine[i])) for i in order]
+    return [_alike(shown, int(pairs[i, 0]), int(pairs[i, 1]), float(cosine[i].abs() if raw else cosine[i])) for i in order]
+
+
+def _flat(shown: Shown, after: Tensor, before: Tensor | None) -> Flat:
+    groups = torch.unique(shown.group).tolist()
+    names = {group: shown.name_of(group) for group in groups} if len(groups) <= NAMED else {}
+    return Flat(before, after, shown.group, names)
 
 
 def _map(shown: Shown, after: Tensor, before: Tensor | None) -> Map | None:

@@ -17,6 +17,7 @@ from trainer.report.charts import Chart, Extent, loss_chart, metric_chart, small
 from trainer.report.contact import data_url, montage, of_clusters, of_sheets
 from trainer.report.data import ReportData, read_series
 from trainer.report.insight import Insight
+from trainer.report.scatter import scatter_charts
 
 CURVES = ("recall_at_1", "recall_at_5", "map_at_r")
 SMALL = (
@@ -39,7 +40,7 @@ def write_report(run: Path, data: ReportData) -> Path:
         "main": _main(series, data),
         "small": _small(series, data),
         "spreads": _spreads(data.insight),
-        "maps": map_charts(data.insight.map) if data.insight and data.insight.map else [],
+        "maps": _maps(data.insight),
     }
     files = {"index.html": _page(data, series, charts).encode("utf-8")}
     for chart in (chart for group in charts.values() for chart in group):
@@ -102,8 +103,22 @@ def _extent(series: Series, data: ReportData) -> Extent:
 def _spreads(insight: Insight | None) -> list[Chart]:
     known = [(name, spread) for name, spread in (("before", insight and insight.before), ("after", insight and insight.after))]
     found = [(name, spread) for name, spread in known if spread and spread.nearer is not None]
-    least = min((spread.least for _, spread in found), default=-1.0)
-    return [spread_chart(f"cosines-{name}", f"{name.capitalize()} training", spread, least) for name, spread in found]
+    least = min((spread.least for _, spread in found if not spread.farthest), default=-1.0)
+    return [
+        spread_chart(
+            f"{'distances' if spread.farthest else 'cosines'}-{name}",
+            f"{name.capitalize()} training",
+            spread,
+            spread.least if spread.farthest else least,  # distances before and after are not of one scale
+        )
+        for name, spread in found
+    ]
+
+
+def _maps(insight: Insight | None) -> list[Chart]:
+    if insight is not None and insight.flat is not None:
+        return scatter_charts(insight.flat)
+    return map_charts(insight.map) if insight and insight.map else []
 
 
 def _sheets(insight: Insight) -> dict[str, bytes]:

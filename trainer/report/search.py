@@ -8,10 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trainer.euclidean import lifted, minus_distance
+
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What N rows find. A row itself never counts; where there is nothing, a row number is -1 and a cosine -inf."""
+    """What N rows find. A row itself never counts; where there is nothing, a row number is -1 and a cosine -inf.
+
+    Of raw vectors every `cosine` is minus the distance.
+    """
 
     group: Tensor  # [N]
     nearest: Tensor  # [N, k] rows, nearest first
@@ -49,13 +54,15 @@ class Suspect:
     lead: float  # cosine of the nearest of them, less that of the nearest row of its own group
 
 
-def search(vectors: Tensor, group: Tensor, k: int = 10, *, chunk: int = 1024) -> Search:
-    """Search unit vectors [N, D] of groups [N] among each other by dot product."""
+def search(vectors: Tensor, group: Tensor, k: int = 10, *, chunk: int = 1024, raw: bool = False) -> Search:
+    """Search unit vectors [N, D] of groups [N] among each other by dot product, raw ones by euclidean distance."""
     size = len(group)
     _, inverse, members = torch.unique(group, return_inverse=True, return_counts=True)
     found: list[tuple[Tensor, ...]] = []
+    left, right_side = lifted(vectors, vectors) if raw else (vectors, vectors)
     for rows in torch.split(torch.arange(size), chunk):
-        scores = vectors[rows] @ vectors.T  # [c, N]
+        scores = left[rows] @ right_side.T  # [c, N]
+        scores = minus_distance(scores) if raw else scores
         scores.scatter_(1, rows[:, None], -torch.inf)
         cosine, nearest = scores.topk(max(0, min(k, size - 1)), dim=1)
         same = group[rows][:, None] == group[None, :]
