@@ -190,9 +190,11 @@ def _check_tracking(config: RunConfig) -> None:
 def _check_encoder(config: RunConfig, encoder: nn.Module) -> None:
     norms = [n for n, m in encoder.named_modules() if depends_on_batch(m)]
     if norms and (config.train.micro_batch is not None or config.cluster.most_workers > 1):
+        side = norms[0].partition(".")[0]
+        key, part = next(item for item in config.encoder.parts().items() if item[0] in ("encoder", f"encoder.{side}"))
         raise ValueError(
-            f"encoder {config.encoder.name!r} has BatchNorm ({norms[0]} and {len(norms) - 1} more): its result would depend on "
-            "how the batch is split; set encoder.freeze_batchnorm: true, use an encoder with GroupNorm or LayerNorm, or one "
+            f"encoder {part.name!r} has BatchNorm ({norms[0]} and {len(norms) - 1} more): its result would depend on "
+            f"how the batch is split; set {key}.freeze_batchnorm: true, use an encoder with GroupNorm or LayerNorm, or one "
             "worker without train.micro_batch"
         )
 

@@ -30,7 +30,10 @@ def refuse_other(saved: Saved, config: RunConfig) -> None:
 
     Settings that were not there yet when it was written count as left at their default.
     """
-    known, defaults = flat(saved.identity), flat(_DEFAULTS.identity())
+    defaults = _DEFAULTS.identity()
+    if "anchor" in saved.identity["encoder"]:  # towers have settings of their own, none of those of one network
+        del defaults["encoder"]
+    known, defaults = flat(saved.identity), flat(defaults)
     new = {key: value for key, value in defaults.items() if not any(key == k or key.startswith(f"{k}.") for k in known)}
     refuse_changes(saved.location, {**new, **known}, identity(config))
 

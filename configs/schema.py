@@ -171,8 +171,10 @@ class RunConfig(Section):
             for name in names:
                 del tree[section][name]
         for part in (tree["encoder"], tree["encoder"].get("anchor"), tree["encoder"].get("positive")):
-            for name in ("checkpointing", "input_dim") if isinstance(part, dict) else ():  # computes the same; is the data's
-                part.pop(name, None)
+            if isinstance(part, dict):
+                part.pop("checkpointing", None)  # computes the same twice
+                if part.get("name") == "projection":  # the data decides it
+                    part.pop("input_dim", None)
         if self.train.early_stop is not None:  # then the evaluations decide when the run ends
             tree["train"]["evaluate_every"] = self.train.evaluate_every
             if self.evaluate.across is not None:

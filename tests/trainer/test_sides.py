@@ -19,12 +19,12 @@ def pairs(seed: int = 0) -> Embedded:
     """Triplets: anchors, positives of which each group has only two, negatives; some positives are an anchor elsewhere."""
     random = np.random.default_rng(seed)
     vector = {int(uid): random.standard_normal(DIM) for uid in range(400)}
-    rows = []
-    for record in range(RECORDS):
-        group, other = random.choice(GROUPS, 2, replace=False)
+    rows, groups = [], random.integers(GROUPS, size=RECORDS)
+    for record, group in enumerate(groups.tolist()):
+        again = int(np.flatnonzero(groups == group)[-1])  # the last record of the group
         rows.append((record, 0, group, record))
-        rows.append((record, 1, group, 100 + 2 * group + record % 2 if record % 10 else record - record % 20))
-        rows.append((record, 2, other, 300 + record))
+        rows.append((record, 1, group, 100 + 2 * group + record % 2 if record % 10 else again))
+        rows.append((record, 2, (group + 1) % GROUPS, 300 + record))
     record, view, group, uid = (torch.tensor(column) for column in zip(*rows, strict=True))
     vectors = torch.tensor(np.stack([vector[int(one)] for one in uid.tolist()]))
     sample = torch.stack([torch.zeros_like(record), record, view], 1)

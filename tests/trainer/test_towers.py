@@ -99,6 +99,12 @@ def test_evaluation_gives_each_member_to_its_tower_and_single_images_to_the_anch
     torch.testing.assert_close(encoder(images), encoder.anchor(images))
 
 
+def test_explicit_negatives_are_of_the_positives_sort() -> None:
+    encoder, batch = towers(IMAGES), batch_of(24, 3)
+    found = encode(encoder, batch.images.double() / 255, pieces_of(batch, 3), None, batch)
+    torch.testing.assert_close(found, by_hand(encoder, batch).detach(), rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("view", [0, 1])
 def test_a_tower_without_rows_has_gradient_zero_not_none(view: int) -> None:
     encoder = towers(IMAGES)
