@@ -74,12 +74,14 @@ def pack(
     run_rows: int = 64,
     progress: Progress | None = None,
     map: Map | None = None,
+    listing: Listing | None = None,
 ) -> PackSummary:
     """Write OUT, or OUT/train and OUT/eval when `eval_fraction` is above 0; every image is really decoded on the way.
 
-    `source` is the path or URL of a folder by class or of a table. The same input, options and seed give the same bytes,
-    however many workers there are and wherever `map` runs them (default: `workers` processes). Images that cannot be decoded
-    are left out and listed, in the summary and in OUT/rejected.jsonl. `progress` hears of images, from another thread.
+    `source` is the path or URL of a folder by class or of a table; `listing` its records, where the caller knows them. The same
+    input, options and seed give the same bytes, however many workers there are and wherever `map` runs them (default:
+    `workers` processes). Images that cannot be decoded are left out and listed, in the summary and in OUT/rejected.jsonl.
+    `progress` hears of images, from another thread.
 
     A call that is stopped leaves OUT.partial behind, and the same call goes on there. Raises ValueError for bad input, with
     nothing written; RuntimeError when the disk is full, a store does not answer, or a worker is killed.
@@ -88,7 +90,7 @@ def pack(
     _check(options, workers)
     started = time.monotonic()
     require_free(out)
-    listing = list_source(source, kind)
+    listing = listing or list_source(source, kind)
     _require_two_classes(listing.records, kind, f"{str(source)!r}")
     orders = _orders(listing.records, options)
     plan = {"source": listing.stamp or _stamp(listing.records), **asdict(options)}
