@@ -34,7 +34,7 @@ def shares_of_all(rows: Rows, distance: Distance, margin: float) -> Stats:
     near = mining.distances(rows, distance, rows.positives.gather(1, order))  # [q, <= 4]
     far = mining.distances(rows, distance)  # [q, G], inf where there is no negative
     hard, within = far.new_zeros((), dtype=torch.int64), far.new_zeros((), dtype=torch.int64)
-    for d_ap, one in zip(near.split(1, dim=1), exists.split(1, dim=1), strict=True):
+    for d_ap, one in zip(torch.split(near, 1, dim=1), torch.split(exists, 1, dim=1), strict=True):
         bound = d_ap.masked_fill(~one, -torch.inf)
         hard += (far < bound).sum()
         within += (far < torch.maximum(bound, bound + margin)).sum()
