@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -40,9 +41,8 @@ def inspect_mining(config: Path, shards: str | None = None, sheet: Path | None =
     """
     if sheet is not None:
         require_png(sheet)
-    settings = load_config(config / "config.yaml" if config.is_dir() else config)
-    if shards is not None:
-        settings = settings.model_copy(update={"data": settings.data.model_copy(update={"train": shards})})
+    overrides = [] if shards is None else [f"data.train={json.dumps(shards)}"]
+    settings = load_config(config / "config.yaml" if config.is_dir() else config, overrides)
     folder = RunFolder(config.absolute()) if config.is_dir() else RunFolder.of(settings)
     manifest = open_sources(settings.data.train, settings.data.cache)
     with Loader(manifest, settings.data, seed=settings.seed) as stream:
@@ -61,7 +61,7 @@ def inspect_mining(config: Path, shards: str | None = None, sheet: Path | None =
     if sheet is not None:
         draw_picked(images, batch, seen.picked, watcher.rules.margin, sheet)
     return {
-        "data": str(settings.data.train) if isinstance(settings.data.train, str) else manifest.location,
+        "data": [source.path for source in settings.data.train],
         "run": str(folder.path) if folder.exists() else None,
         "images": batch.num_rows,
         "rules": asdict(watcher.rules),
@@ -74,7 +74,7 @@ def inspect_mining(config: Path, shards: str | None = None, sheet: Path | None =
 
 def describe(found: dict[str, Any]) -> str:
     """The tables for a person."""
-    lines = [f"batch      the first of {found['data']}: {found['images']} images", f"mined      {found['note']}", ""]
+    lines = [f"batch      the first of {', '.join(found['data'])}: {found['images']} images", f"mined      {found['note']}", ""]
     head = ("step", "hard", "semi-hard", "easy", "picked hard", "picked semi-hard", "picked easy", "mean d_ap", "mean d_an")
     lines.append("  ".join(head))
     for row in found["encoders"]:
