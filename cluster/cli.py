@@ -17,6 +17,7 @@ from cluster.embed_commands import commands as embed_commands
 from cluster.evaluate_commands import commands as evaluate_commands
 from cluster.export_commands import commands as export_commands
 from cluster.job_commands import commands as job_commands
+from cluster.mine_commands import commands as mine_commands
 from cluster.plan_commands import commands as plan_commands
 from cluster.runs_commands import runs
 from cluster.sweep_commands import commands as sweep_commands
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.add_typer(commands)
 app.add_typer(evaluate_commands)
 app.add_typer(embed_commands)
+app.add_typer(mine_commands)
 app.add_typer(export_commands)
 app.add_typer(job_commands)
 app.add_typer(deploy, name="deploy")

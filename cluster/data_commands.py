@@ -197,7 +197,9 @@ def verify(shards: Shards, workers: Annotated[int, typer.Option(min=1, help="Pro
 
 @commands.command()
 def inspect(
-    shards: Shards,
+    shards: Annotated[
+        str | None, typer.Argument(metavar="[SHARDS]", help="A folder or URL with a manifest; with --mining the config's.")
+    ] = None,
     sheet: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw records as training sees them.")] = None,
     config: Annotated[Path | None, typer.Option(help="For the sheet: whose data section and seed to use.")] = None,
     against: Annotated[
@@ -210,13 +212,28 @@ def inspect(
     threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Cosine from which the encoder's count; 0.99.")] = None,
     distance: Annotated[int | None, typer.Option(min=0, max=11, help="Bits by which hashes of copies differ; 10.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that decode.")] = 2,
+    mining: Annotated[
+        Path | None, typer.Option(metavar="CONFIG", help="Show what the loss of a config or run's folder mines from a batch.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Count records, classes, sizes and formats; draw a contact sheet of what training sees; find copies of images.
 
     Example: nearfar inspect shards/emoji/train --sheet sheet.png --config configs/recipes/emoji.yaml
     Example: nearfar inspect shards/mine/eval --against shards/mine/train --sheet copies.png
+    Example: nearfar inspect --mining runs/mine --sheet picked.png
     """
+    if mining is not None:
+        if duplicates or any(option is not None for option in (config, against, model, threshold, distance)):
+            raise ValueError("--mining goes with SHARDS, --sheet and --json only")
+        from cluster.mining_inspection import describe as describe_mining
+        from cluster.mining_inspection import inspect_mining
+
+        seen = inspect_mining(mining, shards, sheet)
+        print_result(seen, as_json=as_json, text=describe_mining(seen))
+        return
+    if shards is None:
+        raise ValueError("give SHARDS to look at, or --mining CONFIG")
     if against is not None or duplicates:
         if config is not None or (against is not None and duplicates):
             raise ValueError("--against, --duplicates and --config exclude each other")

@@ -29,9 +29,8 @@ class ColumnRecords:
         match: NDArray[np.int8] | None = None,
         weight: NDArray[np.float64] | None = None,
         target: ImageColumn | None = None,
-        negative_entities: Sequence[str] | None = None,
+        negative_entities: Callable[[int], tuple[str, ...]] | None = None,
     ) -> None:
-        """`negative_entities` [n]: of the one negative that every triplet has."""
         self._count, self._images = count, images
         self._negative_entities = negative_entities
         self.entities = entities
@@ -44,7 +43,7 @@ class ColumnRecords:
         return Record(
             images=tuple(image for column in self._images if (image := column(index)) is not None),
             entity=None if self.entities is None else self.entities[index].as_py(),
-            negative_entities=() if self._negative_entities is None else (self._negative_entities[index],),
+            negative_entities=() if self._negative_entities is None else self._negative_entities(index),
             match=None if self._match is None else int(self._match[index]),
             weight=1.0 if self._weight is None else float(self._weight[index]),
             target=None if self._target is None else self._target(index),

@@ -77,13 +77,15 @@ def pack(
     sample: Sample | None = None,
     progress: Progress | None = None,
     map: Map | None = None,
+    listing: Listing | None = None,
 ) -> PackSummary:
     """Write OUT, or OUT/train and OUT/eval when `eval_fraction` is above 0; every image is really decoded on the way.
 
     `source` is the path or URL of a folder by class, of a table or of tars; with `sample` it holds labelled images, and the
-    records are drawn from them. The same input, options and seed give the same bytes,
-    however many workers there are and wherever `map` runs them (default: `workers` processes). Images that cannot be decoded
-    are left out and listed, in the summary and in OUT/rejected.jsonl. `progress` hears of images, from another thread.
+    records are drawn from them; `listing`: its records, where the caller knows them. The same input, options and seed give the
+    same bytes, however many workers there are and wherever `map` runs them (default: `workers` processes). Images that cannot
+    be decoded are left out and listed, in the summary and in OUT/rejected.jsonl. `progress` hears of images, from another
+    thread.
 
     A call that is stopped leaves OUT.partial behind, and the same call goes on there. Raises ValueError for bad input, with
     nothing written; RuntimeError when the disk is full, a store does not answer, or a worker is killed.
@@ -95,7 +97,7 @@ def pack(
     _check(options, workers)
     started = time.monotonic()
     require_free(out)
-    listing = list_source(source, "labelled" if drawn.on else kind)
+    listing = listing or list_source(source, "labelled" if drawn.on else kind)
     if drawn.on:
         _require_two_classes(listing.records, "labelled", f"{str(source)!r}")
         listing = draw(listing, kind, drawn, seed)

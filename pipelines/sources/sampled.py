@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -143,7 +143,7 @@ class _Drawing:
         else:
             rows = (pairs if kind == "pair" else triplets)(self._codes, self._sample.per_image, self._seed)
         columns = [self._images(rows[:, member]) for member in range(rows.shape[1])]
-        negatives = [self._names[code] for code in self._codes[rows[:, 2]].tolist()] if kind == "triplet" else None
+        negatives = self._names_of(self._codes[rows[:, 2]]) if kind == "triplet" else None
         labels = None if self._sample.strategy == "neighbours" else self._labels(rows[:, 0])
         return ColumnRecords(len(rows), columns, entities=labels, match=match, negative_entities=negatives)
 
@@ -163,7 +163,7 @@ class _Drawing:
         other = other_classes(self._given.vectors[own], codes, self._sample.strategy or "random", self._seed)
         if kind == "triplet":
             columns = [images, self._vectors(own[codes]), self._vectors(own[other])]
-            negatives = [self._names[code] for code in other.tolist()]
+            negatives = self._names_of(other)
             return ColumnRecords(len(anchors), columns, entities=self._labels(anchors), negative_entities=negatives)
         left, match = np.repeat(anchors, 2), np.tile(np.asarray([1, 0], np.int8), len(anchors))
         right = np.stack([own[codes], own[other]], 1).reshape(-1)
@@ -193,6 +193,9 @@ class _Drawing:
             return MemoryFile(f"{given.path}:{given.names[row]}", encode_vector(given.vectors[row]))
 
         return file
+
+    def _names_of(self, codes: Int64s) -> Callable[[int], tuple[str, ...]]:
+        return lambda index: (self._names[int(codes[index])],)
 
     def _labels(self, rows: Int64s) -> pa.DictionaryArray:
         codes = pa.array(self._codes[rows].astype(np.int32))

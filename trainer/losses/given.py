@@ -12,6 +12,7 @@ from torch import Tensor
 from trainer import collectives
 from trainer.distance import Distance, safe_sqrt
 from trainer.family import Found, Joined
+from trainer.hardness import kinds, shares
 from trainer.ids import Ids
 from trainer.losses.elementwise import Elementwise
 from trainer.rows import Terms, fraction
@@ -119,17 +120,23 @@ class GivenTriplet(Given):
 
     def terms(self, x: Tensor, batch: Joined) -> Terms:
         anchor, positive, exists = self.rows(batch.ids)
-        d_ap, d_an = self._between(x[anchor], x[positive]), self._between(x[anchor], x)  # [n] each
-        if self.swap:
-            d_an = torch.minimum(d_an, self._between(x[positive], x))
+        d_ap, d_an = self.distances(x, anchor, positive)
         gap = d_ap - d_an
         terms = (F.softplus(gap) if self.soft else F.relu(gap + self.margin)) * self.factor
         stats = {
             "positive_distance": pair(d_ap, exists),
             "negative_distance": pair(d_an, exists),
             "active_fraction": fraction(terms.detach() > 0, exists),
+            **shares(kinds(d_ap.detach(), d_an.detach(), self.margin), exists),
         }
         return Terms(masked_sum(terms, exists), exists.sum(), stats)
+
+    def distances(self, x: Tensor, anchor: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+        """d_ap and d_an of every row as a negative.  [n] each"""
+        d_ap, d_an = self._between(x[anchor], x[positive]), self._between(x[anchor], x)
+        if self.swap:
+            d_an = torch.minimum(d_an, self._between(x[positive], x))
+        return d_ap, d_an
 
     def _between(self, a: Tensor, b: Tensor) -> Tensor:
         return F.pairwise_distance(a, b, self.p, self.eps) if self.distance == "euclidean" else distance(a, b, self.distance)

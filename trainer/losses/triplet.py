@@ -11,6 +11,7 @@ from torch import Tensor
 from trainer import mining
 from trainer.distance import Distance
 from trainer.family import Family
+from trainer.hardness import shares_of_all
 from trainer.losses.given import GivenTriplet
 from trainer.losses.hinges import all_hinges
 from trainer.losses.known import known, through_distance_
@@ -86,8 +87,9 @@ class Triplet(RowLoss):
     def forward(self, rows: Rows) -> Terms:
         if self.miner not in ("batch_hard", "hardest"):
             mining.pack_(rows)
+        hardness = shares_of_all(rows, self.distance, self.margin) if rows.with_stats else {}
         if self.miner == "all":
-            return self._all(rows)
+            return self._all(rows, hardness)
         positives, negatives, exists = self._mine(rows)
         if not self.ordered:
             exists = exists & mining.counted_here(rows, positives)
@@ -99,7 +101,7 @@ class Triplet(RowLoss):
         terms = (F.softplus(gap) if self.soft else F.relu(gap + self.margin)).where(exists, zero)
         active = terms.detach() > 0
         count = (active if self.active_only else exists).sum()
-        return Terms(terms.sum(), count, {"active_fraction": fraction(active, exists)})
+        return Terms(terms.sum(), count, {"active_fraction": fraction(active, exists), **hardness})
 
     @torch.no_grad()
     def _mine(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,7 +124,7 @@ class Triplet(RowLoss):
             negatives, exists = mining.distance_weighted(rows)
         return positives, negatives, exists
 
-    def _all(self, rows: Rows) -> Terms:
+    def _all(self, rows: Rows, hardness: dict[str, Tensor]) -> Terms:
         exists = rows.is_positive
         if not self.ordered:
             exists = exists & mining.counted_here(rows, rows.positives)
@@ -135,5 +137,5 @@ class Triplet(RowLoss):
             num_all = (num_negatives * exists).sum().double()
             num_active = num_all if self.soft else by_near.double().sum()
             gradients = [(d_ap, by_near), *through_distance_(rows, self.distance, by_far, far)]
-        stats = {"fraction_positive": torch.stack([num_active, num_all])}
+        stats = {"fraction_positive": torch.stack([num_active, num_all]), **hardness}
         return Terms(known(total, gradients), num_active if self.active_only else num_all, stats)

@@ -80,6 +80,22 @@ def metric_chart(curves: Mapping[str, Points], extent: Extent) -> Chart:
     return _over_steps("metrics", "Evaluation", draw, extent, told)
 
 
+def mining_chart(curves: Mapping[str, Points], extent: Extent) -> Chart:
+    """Shares that sum to 1 over the steps, stacked in the order given, at most three."""
+
+    def draw(axes: Axes) -> None:
+        steps = [point[0] for point in next(iter(curves.values()))]
+        colors = (LIGHT.second, LIGHT.first, LIGHT.third)[: len(curves)]
+        parts = [[point[1] for point in points] for points in curves.values()]
+        axes.stackplot(steps, *parts, colors=colors, labels=list(curves), alpha=0.75, linewidth=0)
+        axes.set_ylim(0, 1)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.02, 0.98), ncols=3, handlelength=1.2, columnspacing=1.2)
+
+    told = "; ".join(f"{name} from {points[0][1]:.1%} to {points[-1][1]:.1%}" for name, points in curves.items())
+    return _over_steps("mining", "Mining", draw, extent, told)
+
+
 def small_chart(name: str, title: str, points: Points, extent: Extent, *, percent: bool = False) -> Chart:
     """One quantity over the steps."""
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from trainer.report.insight import Insight
 
+HARDNESS = {"hard": "hard_fraction", "semi-hard": "semi_hard_fraction", "easy": "easy_fraction"}
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
@@ -90,3 +92,17 @@ def read_series(path: Path) -> dict[str, list[tuple[int, float]]]:
             if key not in ("step", "time") and type(value) in (int, float) and math.isfinite(value):
                 series.setdefault(key, {}).setdefault(int(record["step"]), float(value))
     return {key: sorted(points.items()) for key, points in series.items()}
+
+
+def mining_series(series: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, list[tuple[int, float]]]:
+    """The shares of hard, semi-hard and easy triplets at the steps that have all; nothing when no loss tells them.
+
+    Those of the first loss that does, if there are several.
+    """
+    first = next((name for name in series if name.endswith(f"/{HARDNESS['hard']}")), None)
+    if first is None:
+        return {}
+    place = first.removesuffix(HARDNESS["hard"])
+    found = {word: dict(series.get(place + name, ())) for word, name in HARDNESS.items()}
+    steps = sorted(set.intersection(*(set(points) for points in found.values())))
+    return {word: [(step, points[step]) for step in steps] for word, points in found.items()}

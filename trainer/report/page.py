@@ -13,9 +13,9 @@ from markupsafe import Markup
 
 from trainer.report import words
 from trainer.report.atlas import map_charts
-from trainer.report.charts import Chart, Extent, loss_chart, metric_chart, small_chart, spread_chart
+from trainer.report.charts import Chart, Extent, loss_chart, metric_chart, mining_chart, small_chart, spread_chart
 from trainer.report.contact import data_url, montage, of_clusters, of_sheets
-from trainer.report.data import ReportData, read_series
+from trainer.report.data import ReportData, mining_series, read_series
 from trainer.report.insight import Insight
 from trainer.report.scatter import scatter_charts
 
@@ -84,7 +84,9 @@ def _main(series: Series, data: ReportData) -> list[Chart]:
     if len(loss) > 1:
         charts.append(loss_chart(loss, extent))
     curves = {words.label(name): series[f"val/{name}"] for name in CURVES if f"val/{name}" in series}
-    return [*charts, metric_chart(curves, extent)] if curves else charts
+    charts += [metric_chart(curves, extent)] if curves else []
+    mined = mining_series(series)
+    return [*charts, mining_chart(mined, extent)] if len(next(iter(mined.values()), ())) > 1 else charts
 
 
 def _small(series: Series, data: ReportData) -> list[Chart]:
