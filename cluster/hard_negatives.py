@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.hashing import Int64s, Uint64s, hash_ints
+from trainer.euclidean import lifted, minus_distance
 from trainer.neighbours import Gallery, Hidden
 
 POSITIVES, PICKS = ("random", "hardest", "easiest", "all"), ("hardest", "random")
@@ -22,7 +23,8 @@ Scores = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which of the `depth` nearest images of other classes become negatives. s: cosine with the anchor.
+    """Which of the `depth` nearest images of other classes become negatives. s: cosine with the anchor, of raw vectors minus
+    the distance.
 
     The first `skip` are passed over. Then what is too near to be sure of goes: s_an > max_ratio * s_ap (NV-Retriever's
     TopK-PercPos, Moreira et al. 2024, section 3), s_an > max_score, s_an > s_ap - margin. Of the rest `negatives` are taken:
@@ -40,17 +42,21 @@ class Choice:
 
 
 class Images(NamedTuple):
-    """n images: unit vectors [n, dim], numbers of their groups [n], and uids [n] (equal bytes have equal ones)."""
+    """n images: vectors [n, dim], numbers of their groups [n], and uids [n] (equal bytes have equal ones).
+
+    Vectors are of unit length unless they are `raw`.
+    """
 
     vectors: Tensor
     group: Int64s
     uid: Int64s
+    raw: bool = False
 
 
 class Triplets(NamedTuple):
     """T triplets of image numbers: anchor and positive [T], negatives [T, N], -1 where there are fewer.
 
-    s_ap [T] and s_an [T, N] are the cosines with the anchor, s_an is nan where there is no negative.
+    s_ap [T] and s_an [T, N] are similarities as in Choice; s_an is nan where there is no negative.
     """
 
     anchor: Int64s
@@ -112,7 +118,10 @@ class _Search:
 
     def __init__(self, images: Images, candidates: Int64s, choice: Choice) -> None:
         self._images, self._candidates, self._choice = images, candidates, choice
-        self._gallery = Gallery(images.vectors[torch.from_numpy(candidates)])
+        queries, gallery = images.vectors, images.vectors[torch.from_numpy(candidates)]
+        if images.raw:
+            queries, gallery = lifted(queries, gallery)
+        self._queries, self._gallery = queries, Gallery(gallery)
         self._group = torch.from_numpy(images.group[candidates])
         self._codes = np.unique(images.uid, return_inverse=True)[1].astype(np.int64)  # [n]
         self._groups = int(images.group.max()) + 1
@@ -123,7 +132,8 @@ class _Search:
         unique, place = np.unique(anchor, return_inverse=True)
         rows, scores = self._nearest(unique)
         rows, s_an = rows[place], scores[place]  # [p, depth]
-        s_ap = (images.vectors[anchor] * images.vectors[positive]).sum(1).numpy()
+        a, p = images.vectors[anchor], images.vectors[positive]
+        s_ap = (-(a.double() - p.double()).norm(dim=1).float() if images.raw else (a * p).sum(1)).numpy()
         good = (s_an > -np.inf) & ~self._in_group(rows, images.group[anchor])
         good[:, : choice.skip] = False
         for most in (
@@ -152,9 +162,9 @@ class _Search:
         queries = torch.from_numpy(anchor)
         for some in torch.split(queries, self._gallery.rows(self._choice.depth)):
             hidden = Hidden(key=torch.from_numpy(self._images.group)[some], gallery_key=self._group)
-            found = self._gallery.nearest(self._images.vectors[some], self._choice.depth, hidden)
+            found = self._gallery.nearest(self._queries[some], self._choice.depth, hidden)
             rows.append(self._candidates[found.row.numpy()])
-            scores.append(found.score.numpy())
+            scores.append((minus_distance(found.score).float() if self._images.raw else found.score).numpy())
         return np.concatenate(rows), np.concatenate(scores)
 
     def _in_group(self, rows: Int64s, group: Int64s) -> NDArray[np.bool_]:
@@ -170,7 +180,8 @@ def _merit(images: Images, some: Int64s, members: Int64s, how: str, seed: int) -
         return np.broadcast_to(np.arange(len(members), dtype=np.float64), (len(some), len(members)))
     if how == "random":
         return _draws(hash_ints(seed, _TAG_POSITIVE, some[:, None], members[None, :]))
-    scores = (images.vectors[some] @ images.vectors[members].T).double().numpy()
+    a, b = images.vectors[some].double(), images.vectors[members].double()
+    scores = (-torch.cdist(a, b) if images.raw else a @ b.T).numpy()
     return np.asarray(scores if how == "hardest" else -scores)
 
 

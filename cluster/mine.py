@@ -65,6 +65,7 @@ def mine(
     vectors = out.absolute().with_name(f"{out.name}.vectors.parquet")
     embedded = embed(model, shards, vectors, place=Place(local=True, workers=workers))
     source = _read(manifest, vectors)
+    _check_raw(source.images.raw, choice)
     anchor, positive, candidates = _pairs(manifest.kind, source, positives or "random", per_image or 1, choice.seed)
     with bar("mining", "pairs") as report:
         found = find_negatives(source.images, anchor, positive, candidates, choice, report)
@@ -83,10 +84,11 @@ def describe(found: dict[str, Any]) -> str:
     """The statistics for a person."""
     unreadable = f"\nunreadable {found['unreadable']} images" if found["unreadable"] else ""
     alone = f"; {found['alone']} more have no positive" if found["alone"] else ""
+    sign, what = (-1, "distances") if found["distance"] == "euclidean" else (1, "cosines  ")
     return (
         f"{found['out']}: {found['triplets']} triplets with {found['negatives']} negatives, in {found['seconds']} s\n"
         f"anchors    {found['anchors']}, for {found['nothing_left']:.1%} of them nothing was left{alone}\n"
-        f"cosines    positive {found['mean_s_ap']:.4f}, negative {found['mean_s_an']:.4f} on average\n"
+        f"{what}  positive {sign * found['mean_s_ap']:.4f}, negative {sign * found['mean_s_an']:.4f} on average\n"
         f"hard       {found['hard']:.1%} of the negatives are nearer than the positive{unreadable}"
     )
 
@@ -117,6 +119,14 @@ def _check(manifest: Manifest, choice: Choice, positives: str | None, per_image:
         )
 
 
+def _check_raw(raw: bool, choice: Choice) -> None:
+    given = [
+        name for name, value in (("--max-ratio", choice.max_ratio), ("--max-score", choice.max_score)) if value is not None
+    ]
+    if raw and given:
+        raise ValueError(f"{' and '.join(given)}: of cosines, but this model's vectors are raw; --margin is in distances then")
+
+
 def _read(manifest: Manifest, vectors: Path) -> _Source:
     """What `embed` wrote. A pair without a group is a group of its own, called by its key."""
     table = pyarrow.parquet.read_table(vectors, columns=["key", "label", "member", "record"])
@@ -131,7 +141,7 @@ def _read(manifest: Manifest, vectors: Path) -> _Source:
     rows = np.empty((read.num_rows, read.dim), np.float32)
     for start, part in read.vectors():
         rows[start : start + len(part)] = part
-    images = Images(torch.from_numpy(rows), group, stored.uid)
+    images = Images(torch.from_numpy(rows), group, stored.uid, read.raw)
     return _Source(stored, images, names.dictionary.to_pylist(), members, records)
 
 
@@ -171,6 +181,7 @@ def _told(source: _Source, anchor: Int64s, found: Triplets) -> dict[str, Any]:
         "mean_s_ap": float(found.s_ap.mean()) if len(hard) else None,
         "mean_s_an": float(found.s_an[there].mean()) if len(hard) else None,
         "hard": float(hard.mean()) if len(hard) else None,
+        "distance": "euclidean" if source.images.raw else "cosine",
     }
 
 

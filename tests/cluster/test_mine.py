@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,27 +33,33 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "shards"
 
 
-def random_images(seed: int = 0, count: int = 120) -> Images:
+def random_images(seed: int = 0, count: int = 120, *, raw: bool = False) -> Images:
     rng = np.random.default_rng(seed)
     vectors = rng.normal(size=(count, 6)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    if not raw:
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     uid = np.arange(count) + 1000
     uid[[5, 50, 90]] = uid[7]  # the same bytes, in several groups
     vectors[[5, 50, 90]] = vectors[7]
-    return Images(torch.from_numpy(vectors), rng.integers(0, 9, count), uid)
+    return Images(torch.from_numpy(vectors), rng.integers(0, 9, count), uid, raw)
+
+
+def similarity(images: Images, a: int, b: int) -> float:
+    """The cosine, or minus the distance of raw vectors."""
+    one, other = images.vectors[[a, b]].double().numpy()
+    return -float(np.linalg.norm(one - other)) if images.raw else float(one @ other)
 
 
 def slow(images: Images, anchor: int, positive: int, choice: Choice) -> list[int]:
     """The nearest negatives by a loop over all images in float64."""
-    vectors = images.vectors.double().numpy()
     own = set(images.uid[images.group == images.group[anchor]].tolist())
     seen: set[int] = set()
     ranked = []
-    for row in range(len(vectors)):
+    for row in range(len(images.uid)):
         if images.uid[row] not in seen and images.group[row] != images.group[anchor]:
-            ranked.append((-float(vectors[anchor] @ vectors[row]), row))
+            ranked.append((-similarity(images, anchor, row), row))
         seen.add(int(images.uid[row]))
-    s_ap, kept = float(vectors[anchor] @ vectors[positive]), []
+    s_ap, kept = similarity(images, anchor, positive), []
     for score, row in sorted(ranked)[choice.skip : choice.depth]:
         s_an = -score
         near = choice.max_ratio is not None and s_an > choice.max_ratio * s_ap
@@ -71,11 +78,14 @@ CHOICES = [
 ]
 
 
+@pytest.mark.parametrize("raw", [False, True])
 @pytest.mark.parametrize("choice", CHOICES)
 @pytest.mark.parametrize("how", ["random", "hardest", "easiest", "all"])
-def test_negatives_are_those_of_a_slow_loop(choice: Choice, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_negatives_are_those_of_a_slow_loop(choice: Choice, how: str, raw: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cluster.hard_negatives.PAIRS_A_BLOCK", 7)  # anchors fall on both sides of a cut
-    images = random_images()
+    images = random_images(raw=raw)
+    if raw:
+        choice = replace(choice, max_ratio=None, max_score=None)  # of cosines
     anchor, positive = positives_of_class(images, how, 2, 0)
     found = find_negatives(images, anchor, positive, np.arange(len(images.uid)), choice)
     expected = {}
@@ -85,8 +95,10 @@ def test_negatives_are_those_of_a_slow_loop(choice: Choice, how: str, monkeypatc
     rows = zip(found.anchor.tolist(), found.positive.tolist(), found.negatives.tolist(), strict=True)
     assert {(a, p): [n for n in negatives if n >= 0] for a, p, negatives in rows} == expected
     there = found.negatives >= 0
-    cosines = (images.vectors[found.anchor][:, None] * images.vectors[found.negatives]).sum(2).numpy()
-    np.testing.assert_allclose(found.s_an[there], cosines[there], atol=1e-6)
+    exact = [
+        similarity(images, a, n) for a, of in zip(found.anchor, found.negatives, strict=True) for n in of.tolist() if n >= 0
+    ]
+    np.testing.assert_allclose(found.s_an[there], exact, atol=1e-6)
     assert np.isnan(found.s_an[~there]).all()
 
 
