@@ -49,14 +49,14 @@ class LeNet(nn.Module):
             layers += [nn.Linear(sizes[i], sizes[i + 1]), kind()]
         self.head = nn.Sequential(*layers, nn.Linear(sizes[-2], dim))
         self.stages = [["body.0", "body.1"], ["body.3", "body.4"], *([f"head.{2 * i}"] for i in range(len(hidden)))]
-        self.register_buffer("luma", torch.tensor(LUMA).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("luma", torch.tensor(LUMA), persistent=False)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    luma: Tensor  # [1, 3, 1, 1]
+    luma: Tensor  # [3]; of four dimensions it would become channels-last, which DDP cannot send
 
     def forward(self, images: Tensor) -> Tensor:
         """Float images [n, 3, S, S] in [0, 1] to vectors [n, dim]."""
-        pixels = (images * self.luma).sum(1, keepdim=True) if self.grey else images
+        pixels = (images * self.luma[:, None, None]).sum(1, keepdim=True) if self.grey else images
         features = self.body(((pixels - 0.5) / 0.5).contiguous(memory_format=torch.channels_last))
         vectors: Tensor = self.head(features.flatten(1))
         return vectors if self.raw else unit(vectors)
