@@ -108,3 +108,14 @@ def test_a_config_that_makes_no_sense_is_refused(place: Path, nearfar: Nearfar, 
     answer = nearfar("check", tmp_path / "c.yaml", "--set", change)
     assert answer.code == 2
     assert told in answer.err
+
+
+def test_two_ranks_train_a_raw_encoder_as_one_process_does(place: Path, nearfar: Nearfar, tmp_path: Path) -> None:
+    assert nearfar("pack", place / "images", tmp_path / "shards").code == 0
+    (tmp_path / "c.yaml").write_text(
+        f"name: x\ndata: {{train: {tmp_path}/shards, image_size: {SIDE}, batch: 8, per_class: 2}}\n"
+        "encoder: {name: lenet, widths: [4, 6], hidden: [8]}\nloss: {name: contrastive, normalize: false}\n"
+        f"train: {{steps: 1}}\noptim: {{lr: 0.001, warmup_steps: 0}}\ncluster: {{workers: 2, storage: {tmp_path}/runs}}\n"
+    )
+    answer = nearfar("check", tmp_path / "c.yaml", "--exact")
+    assert answer.code == 0, answer.err
