@@ -219,6 +219,10 @@ def test_what_cannot_be_mined_is_refused(nearfar: Nearfar, small_model: Path, sh
         assert answer.code == 2, (arguments, answer)
         assert message in answer.err, (arguments, answer)
         assert not out.exists()
+    answer = nearfar("mine", small_model, shards, out)  # the last call has embedded; this one goes on from there
+    assert answer.code == 0, answer.err
+    assert "out.vectors.parquet is there already" in answer.err
+    assert not list(tmp_path.glob("*.parquet*"))
 
 
 CONFIG = """
