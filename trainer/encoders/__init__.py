@@ -6,7 +6,7 @@ import re
 
 from torch import nn
 
-from configs.registry import build
+from configs.registry import build, resolve
 from configs.schema import Encoder, Tower
 from trainer.encoders.freeze import freeze, freeze_batchnorm
 from trainer.encoders.towers import Towers, takes_vectors
@@ -21,10 +21,9 @@ def build_encoder(part: Encoder, image_size: int) -> nn.Module:
     """
     if part.anchor is not None and part.positive is not None:
         return Towers(_side("anchor", part.anchor, image_size), _side("positive", part.positive, image_size))
-    encoder = _network(part, image_size)
-    if takes_vectors(encoder):
+    if takes_vectors(resolve("encoder", part.name)):
         raise ValueError(f"encoder.name: {part.name!r} encodes vectors; name it in encoder.positive, beside an encoder.anchor")
-    return encoder
+    return _network(part, image_size)
 
 
 def _side(side: str, part: Tower, image_size: int) -> nn.Module:

@@ -74,7 +74,7 @@ class Towers(nn.Module):
         return empty[:0]
 
 
-def takes_vectors(tower: nn.Module) -> bool:
+def takes_vectors(tower: object) -> bool:
     """Whether it encodes vectors, not images."""
     return getattr(tower, "takes_vectors", False) is True
 
