@@ -15,16 +15,19 @@ from cluster.building import augmented, objective_for
 from cluster.mining_sheet import draw_picked
 from cluster.progress import bar
 from cluster.runfolder import RunFolder
+from cluster.towers import check_members, with_input_dim
 from cluster.warm import weights_of
 from configs.load import load_config
 from configs.schema import RunConfig
+from pipelines.batch import Batch
 from pipelines.mixture import open_sources
 from pipelines.stream import Loader
 from pipelines.tiles import require_png
 from trainer import checkpoints, state
+from trainer.backward import encode, pieces_of
 from trainer.encoders import build_encoder
 from trainer.report.data import mining_series, read_series
-from trainer.warm import start_from
+from trainer.warm import begin_from
 from trainer.watching import Rules, Seen, Watcher
 
 IMAGES = 256  # encoded at once
@@ -43,17 +46,20 @@ def inspect_mining(config: Path, shards: str | None = None, sheet: Path | None =
         require_png(sheet)
     overrides = [] if shards is None else [f"data.train={json.dumps(shards)}"]
     settings = load_config(config / "config.yaml" if config.is_dir() else config, overrides)
-    folder = RunFolder(config.absolute()) if config.is_dir() else RunFolder.of(settings)
     manifest = open_sources(settings.data.train, settings.data.cache)
+    settings = with_input_dim(settings, manifest)
+    check_members(settings, manifest, build_encoder(settings.encoder, settings.data.image_size))
+    folder = RunFolder(config.absolute()) if config.is_dir() else RunFolder.of(settings)
+    other = _other(settings, folder) if not config.is_dir() else None
     with Loader(manifest, settings.data, seed=settings.seed) as stream:
         batch = next(stream)
     images = augmented(settings, torch.float32)(batch)
     rows, seen, watcher = [], None, None
     with bar("embedding", "encoders") as report:
-        for number, (step, encoder) in enumerate(_encoders(settings, folder), 1):
+        for number, (step, encoder) in enumerate(_encoders(settings, None if other else folder), 1):
             if watcher is None:
                 watcher = Watcher(objective_for(settings, manifest, encoder))
-            seen = watcher(_embed(encoder, images), batch)
+            seen = watcher(_embed(encoder, images, batch), batch)
             rows.append({"step": step, **_row(seen)})
             report(number)
     assert watcher is not None
@@ -62,12 +68,12 @@ def inspect_mining(config: Path, shards: str | None = None, sheet: Path | None =
         draw_picked(images, batch, seen.picked, watcher.rules.margin, sheet)
     return {
         "data": [source.path for source in settings.data.train],
-        "run": str(folder.path) if folder.exists() else None,
+        "run": str(folder.path) if folder.exists() and other is None else None,
         "images": batch.num_rows,
         "rules": asdict(watcher.rules),
-        "note": _note(watcher.rules),
+        "note": _note(watcher.rules) + (f"; {other}" if other else ""),
         "encoders": rows,
-        "logged": _logged(folder),
+        "logged": [] if other else _logged(folder),
         "sheet": None if sheet is None else str(sheet),
     }
 
@@ -88,15 +94,22 @@ def describe(found: dict[str, Any]) -> str:
     return "\n".join([*lines, *([] if found["sheet"] is None else [f"sheet      {found['sheet']}"])])
 
 
-def _encoders(config: RunConfig, folder: RunFolder) -> Iterator[tuple[int, nn.Module]]:
+def _other(config: RunConfig, folder: RunFolder) -> str | None:
+    """What to say when the folder holds a run of other settings than these, so that its encoders are not what is asked for."""
+    if not folder.exists() or folder.config().identity() == config.identity():
+        return None
+    return f"the run in {folder.path} has other settings, so it is left out: name that folder to look at it"
+
+
+def _encoders(config: RunConfig, folder: RunFolder | None) -> Iterator[tuple[int, nn.Module]]:
     """(step, encoder) from the untrained one on, as far as there are checkpoints that are whole; in eval mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         encoder = build_encoder(config.encoder, config.data.image_size)
-    if config.encoder.init is not None:
-        start_from(encoder, weights_of(config), skip=config.encoder.init_skip)
+    if config.encoder.warm:
+        begin_from(encoder, config.encoder, weights_of(config))
     yield 0, encoder.eval()
-    if not folder.exists():
+    if folder is None or not folder.exists():
         return
     store = folder.checkpoints(config)
     for name in sorted(store.names()):
@@ -109,8 +122,9 @@ def _encoders(config: RunConfig, folder: RunFolder) -> Iterator[tuple[int, nn.Mo
 
 
 @torch.no_grad()
-def _embed(encoder: nn.Module, images: Tensor) -> Tensor:
-    return torch.cat([encoder(part) for part in torch.split(images, IMAGES)])
+def _embed(encoder: nn.Module, images: Tensor, batch: Batch) -> Tensor:
+    """Vectors of the images, and those of the batch's vectors if a tower takes them."""
+    return encode(encoder, images, pieces_of(batch, IMAGES), None, batch)
 
 
 def _row(seen: Seen) -> dict[str, Any]:

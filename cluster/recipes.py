@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -46,9 +47,11 @@ def make_data(name: str, folder: Path) -> None:
         say(f"{name} is for images of your own: see its first lines")
     for command in found:
         product = product_of(command)
-        if (folder / product).exists():
+        if is_done(folder / product):
             say(f"{product} is there")
             continue
+        if command[0] == "train" and (folder / product).parent.exists():
+            command = [*command, "--resume"]  # it was stopped
         say(f"nearfar {shlex.join(command)}")
         here = str(Path(__file__).parents[1])
         paths = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
@@ -61,6 +64,13 @@ def make_data(name: str, folder: Path) -> None:
         )
         if done.returncode:
             raise RuntimeError(f"nearfar {shlex.join(command)} failed; what was made before it stays")
+
+
+def is_done(product: Path) -> bool:
+    """Whether it is there; the result of a run only when that came to its end."""
+    if product.name != "result.json" or not product.is_file():
+        return product.exists()
+    return bool(json.loads(product.read_text("utf-8")).get("status") == "FINISHED")
 
 
 def product_of(command: list[str]) -> Path:

@@ -114,6 +114,10 @@ def _insight(config: RunConfig, folder: RunFolder, gallery: Gallery, notes: list
         before = gallery.embed(untrained_encoder(config, folder)).vectors
     except UNREADABLE as error:
         notes.append(f"What the encoder saw before training is not shown: {error}.")
+    if config.evaluate.queries != "all":
+        notes.append(
+            f"The numbers are of {config.evaluate.queries} as queries; pictures and mistakes search all among each other."
+        )
     return look(gallery, gallery.found.vectors, before, raw=gallery.found.raw)
 
 

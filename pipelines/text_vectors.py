@@ -30,13 +30,15 @@ def read_texts(path: str) -> Texts:
         if path.endswith(".parquet"):
             table = pyarrow.parquet.read_table(path)
         else:
-            table = (pyarrow.csv.read_csv if path.endswith(".csv") else pyarrow.json.read_json)(path)
+            text = pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in ("label", "text", "category")})
+            is_csv = path.endswith(".csv")
+            table = pyarrow.csv.read_csv(path, convert_options=text) if is_csv else pyarrow.json.read_json(path)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path!r} cannot be read as a table: {str(error).splitlines()[0]}") from error
     missing = [name for name in ("label", "text") if name not in table.column_names]
     if missing:
         raise ValueError(f"{path!r} has no column {', '.join(missing)}; it has {', '.join(table.column_names)}")
-    columns = {name: [str(value or "") for value in table[name].to_pylist()] for name in table.column_names}
+    columns = {name: ["" if value is None else str(value) for value in table[name].to_pylist()] for name in table.column_names}
     labels = columns["label"]
     if len(set(labels)) < len(labels):
         raise ValueError(f"{path!r}: a label is there twice; give one text for each")

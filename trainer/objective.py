@@ -184,7 +184,8 @@ class Objective(nn.Module):
         return value, stats
 
     def _rows(self, loss: RowLoss, x: Tensor, keys: Tensor | None, batch: Joined, parameters: Sequence[Tensor]) -> Found:
-        everyone = self._everyone(x if keys is None else keys, batch)
+        views = self._passes(loss)
+        everyone = self._everyone(x if keys is None else keys, batch, [others for _, others in views])
         sums = Sums(x, len(everyone.columns), parameters)
         settings = Settings(
             norms=not self.normalize,
@@ -195,15 +196,15 @@ class Objective(nn.Module):
         if self.guards.ignore_closer_than is not None and batch.target is not None:
             batch = replace(batch, target=unit(batch.target))
         alone = keys is None and len(everyone.columns) == sum(batch.num_rows)  # candidates are the queries, nothing else
-        passes = [self._pass(batch.ids, everyone, *views, alone=alone) for views in self._passes(loss)]
+        passes = [self._pass(batch.ids, everyone, *pair, alone=alone) for pair in views]
         if loss.surveys:
             sums.survey(loss, passes, batch, settings)
         for one in passes:
             sums.add(loss, one, batch, settings)
         return sums.reduce(batch.num_rows)
 
-    def _everyone(self, x: Tensor, batch: Joined) -> Candidates:
-        """The candidates of all ranks, and what is remembered behind them; then remembers these."""
+    def _everyone(self, x: Tensor, batch: Joined, views: Sequence[_Views]) -> Candidates:
+        """The candidates of all ranks, and what is remembered behind them; then remembers those of `views`."""
         wire = x.bfloat16() if self.wire == "bf16" else x  # rounded with one rank too: the result is the same on any number
         vectors = collectives.gather(wire, batch.num_rows).to(x.dtype)
         ids = Ids.unstack(collectives.gather(batch.ids.stack(), batch.num_rows))
@@ -214,6 +215,7 @@ class Objective(nn.Module):
             return Candidates.sort(vectors, ids, target)
         past = self.memory.candidates()
         order = ids.order()
+        order = order[torch.stack([of_use(ids.view[order]) for of_use in views]).any(0)]
         self.memory.remember(vectors[order], ids.select(order))
         if past is not None:
             vectors = torch.cat([vectors, past[0].to(vectors)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -38,8 +38,8 @@ class GivenVectors:
 
         Raises ValueError when most of them have none.
         """
-        wanted = labels if self.by == "label" else [Path(name).name.partition(".")[0] for name in names]
         row = {name: number for number, name in enumerate(self.names)}
+        wanted = labels if self.by == "label" else [_key_of(name, row) for name in names]
         rows = np.asarray([row.get(name, -1) for name in wanted], np.int64)
         missing = np.flatnonzero(rows < 0)
         if 2 * len(missing) > len(rows):
@@ -49,6 +49,15 @@ class GivenVectors:
                 f"{self.path!r} has no vector for {len(missing)} of {len(rows)} images, by {self.by}: {shown}, ..."
             )
         return rows
+
+
+def _key_of(name: str, known: Container[str]) -> str:
+    """The key of an image: what it is called, or in a tar the member's name without its suffixes."""
+    _, inside, member = name.partition(".tar/")
+    if name in known or not inside:
+        return name
+    folder, slash, file = member.rpartition("/")
+    return f"{folder}{slash}{file.partition('.')[0]}"
 
 
 def read_vectors(path: str) -> GivenVectors:

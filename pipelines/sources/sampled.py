@@ -57,6 +57,8 @@ class Sample:
             )
         if self.strategy in ("near", "far", "relevance") and self.vectors is None:
             raise ValueError(f"--sample {self.strategy} goes by vectors: give --vectors FILE, too")
+        if self.strategy is None and self.per_image != 1:
+            raise ValueError("--per-image is for pairs and triplets: give --kind and --sample, too")
         if self.strategy is None and known:
             raise ValueError(f"--kind {kind} out of labelled images: say how to draw, for instance --sample random")
         for name, value in (("--per-image", self.per_image), ("--limit", self.limit)):
@@ -155,6 +157,10 @@ class _Drawing:
             )
         own = np.zeros(len(self._names), np.int64)  # [C] rows of the file
         own[self._codes] = self._rows
+        if len(self._names) < 2:
+            raise ValueError(
+                f"--vectors {self._sample.vectors}: only the class {self._names[0]!r} has a vector; at least 2 are needed"
+            )
         anchors = np.repeat(np.arange(len(self._base)), self._sample.per_image)
         codes, images = self._codes[anchors], self._images(anchors)
         if kind == "pair":

@@ -12,12 +12,14 @@ import torch
 from PIL import Image
 
 from cluster.building import augmented, objective_for
+from cluster.mining_inspection import inspect_mining
 from cluster.mining_sheet import spread
 from configs.load import load_config
 from configs.schema import RunConfig
 from pipelines.batch import Batch
 from pipelines.mixture import open_sources
 from pipelines.pack import pack
+from pipelines.sources.sampled import Sample
 from pipelines.stream import Loader
 from tests.conftest import Answer
 from tests.pipelines.conftest import paint
@@ -174,3 +176,41 @@ def test_what_cannot_be_shown_is_refused(nearfar: Nearfar, digits: Path, tmp_pat
         answer = nearfar("inspect", *arguments)
         assert answer.code == 2, (arguments, answer)
         assert message in answer.err, (arguments, answer)
+
+
+def test_each_tower_embeds_its_own_members(tmp_path: Path) -> None:
+    for number in range(24):
+        place = tmp_path / "images" / f"c{number % 8}" / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        paint(number).save(place)
+    pack(tmp_path / "images", tmp_path / "pairs", kind="pair", sample=Sample("random"))
+    file = write(tmp_path, tmp_path / "pairs", "{name: triplet, miner: batch_hard}", batch=12, per_class="null")
+    tower = "{name: convnet, dim: 8, patch: 2, widths: [8], blocks: 1, grid: 2}"
+    lines = [line for line in file.read_text().splitlines() if not line.startswith("encoder:")]
+    file.write_text("\n".join([*lines, f"encoder: {{anchor: {tower}, positive: {tower}}}"]))
+    config = load_config(file)
+    with Loader(open_sources(config.data.train, None), config.data, seed=config.seed) as stream:
+        batch = next(stream)
+    torch.manual_seed(config.seed)
+    towers = build_encoder(config.encoder, config.data.image_size).eval()
+    images = augmented(config, torch.float32)(batch)
+    with torch.no_grad():
+        both = torch.stack([towers.anchor(images), towers.positive(images)])  # type: ignore[operator]
+    vectors = both[(batch.view != 0).long(), torch.arange(len(images))]
+    expected = Watcher(objective_for(config, open_sources(config.data.train, None), towers))(vectors, batch)
+    row = inspect_mining(file)["encoders"][0]
+    assert row["mean_d_ap"] == pytest.approx(expected.mean_d_ap, abs=1e-5)
+    assert row["mean_d_an"] == pytest.approx(expected.mean_d_an, abs=1e-5)
+    one = Watcher(objective_for(config, open_sources(config.data.train, None), towers))(both[0], batch)
+    assert abs(one.mean_d_ap - expected.mean_d_ap) > 1e-3  # the other tower matters
+
+
+def test_a_run_of_other_settings_is_left_out(nearfar: Nearfar, digits: Path, tmp_path: Path) -> None:
+    file = write(tmp_path, digits / "train", "{name: triplet, miner: batch_hard}", batch=16, per_class="4")
+    assert nearfar("train", file, "--local", "--set", "finish.onnx=false", "--set", "finish.report=false").code == 0
+    assert [row["step"] for row in inspect_mining(file)["encoders"]] == [0, 2, 4]
+    file.write_text(file.read_text().replace("miner: batch_hard", "miner: semi_hard"))
+    found = inspect_mining(file)
+    assert [row["step"] for row in found["encoders"]] == [0]
+    assert "has other settings" in found["note"]
+    assert [row["step"] for row in inspect_mining(tmp_path / "runs" / "watched")["encoders"]] == [0, 2, 4]

@@ -11,7 +11,7 @@ import torch
 import typer.main
 
 from cluster.cli import app
-from cluster.recipes import commands, make_data, names, product_of, text_of, title
+from cluster.recipes import commands, is_done, make_data, names, product_of, text_of, title
 from configs.load import load_config
 from tests.conftest import Answer
 from tests.recipes import table
@@ -47,7 +47,7 @@ def test_the_commands_in_a_recipes_head_are_understood_and_make_its_data(name: s
             assert command[1] in made or any(Path(command[1]).is_relative_to(one) for one in made)
         made.add(str(product_of(command)))
     config = load_config(name)
-    if name in OWN_MACHINE or name in FIRST_LOOK:
+    if name in OWN_MACHINE:
         assert not made
         return
     for place in (config.data.train[0].path, config.data.eval):
@@ -80,6 +80,11 @@ def test_a_recipe_is_trained_by_its_name_on_the_data_that_it_makes(
     found = table.read(run)
     assert found is not None
     assert found["seconds"] > 0
+    assert is_done(run / "result.json")
+    (run / "result.json").write_text(json.dumps({**found, "status": "KILLED"}))
+    assert not is_done(run / "result.json")
+    assert table.read(run) is None
+    (run / "result.json").write_text(json.dumps(found))
     text = table.table(tmp_path / "runs")
     assert f"| `dimensionality-reduction` | {found['before']['recall_at_1']:.3f} |" in text
     assert json.loads((run / "result.json").read_text())["steps"] == 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,7 @@ def test_targets_are_joined_by_key_and_what_has_none_is_left_out(labelled: Path,
         ("pair", {"strategy": "relevance"}, "--sample relevance is not for --kind pair"),
         ("labelled", {"strategy": "random"}, "it is for pair, labelled_pair and triplet"),
         ("pair", {"limit": 3}, "say how to draw"),
+        ("labelled", {"per_image": 4}, "--per-image is for pairs and triplets"),
         ("pair", {"strategy": "random", "vectors": "nowhere.parquet"}, "no file 'nowhere.parquet'"),
         ("pair", {"strategy": "random", "per_image": 0}, "--per-image must be at least 1"),
     ],
@@ -176,6 +178,35 @@ def test_vectors_of_other_labels_are_refused(labelled: Path, tmp_path: Path) -> 
     (tmp_path / "v.jsonl").write_text('{"label": "dog", "embedding": [1.0]}\n')
     with pytest.raises(ValueError, match="no vector for 12 of 12 images, by label: 'class 0'"):
         pack(labelled, tmp_path / "out", kind="pair", sample=Sample("random", vectors=str(tmp_path / "v.jsonl")))
+
+
+@pytest.mark.parametrize("strategy", ["random", "near", "far"])
+def test_vectors_of_one_class_alone_are_refused(labelled: Path, tmp_path: Path, strategy: str) -> None:
+    images = tmp_path / "two"
+    for name in ("class 0", "class 1"):
+        shutil.copytree(tmp_path / "images" / name, images / name)
+    (tmp_path / "v.jsonl").write_text('{"label": "class 0", "embedding": [1.0]}\n')
+    with pytest.raises(ValueError, match="only the class 'class 0' has a vector"):
+        pack(images, tmp_path / "out", kind="triplet", sample=Sample(strategy, vectors=str(tmp_path / "v.jsonl")))
+
+
+def test_images_of_a_folder_are_known_by_their_whole_name(tmp_path: Path, painter: Painter) -> None:
+    for number, place in enumerate(("a/0.png", "a/1.png", "b/0.png", "b/1.png")):
+        path = tmp_path / "images" / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        painter(number).save(path)
+    rows = [{"key": f"{name}/{i}.png", "embedding": [float(i), float(name == "b")]} for name in "ab" for i in (0, 1)]
+    (tmp_path / "v.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    summary = pack(tmp_path / "images", tmp_path / "out", sample=Sample(vectors=str(tmp_path / "v.jsonl")))
+    assert (summary.images, summary.rejected) == (4, [])
+    (tmp_path / "v.jsonl").write_text("\n".join(json.dumps({"key": str(i), "embedding": [1.0]}) for i in (0, 1)))
+    with pytest.raises(ValueError, match="no vector for 4 of 4 images, by key"):
+        pack(tmp_path / "images", tmp_path / "other", sample=Sample(vectors=str(tmp_path / "v.jsonl")))
+
+
+def test_labels_of_texts_stay_as_they_are_written(tmp_path: Path) -> None:
+    (tmp_path / "texts.csv").write_text("label,text\n0,zero\n007,seven\n1,one\n")
+    assert read_texts(str(tmp_path / "texts.csv")).labels == ["0", "007", "1"]
 
 
 def test_drawing_over_the_border_of_a_split_is_refused(labelled: Path, tmp_path: Path) -> None:

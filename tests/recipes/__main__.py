@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cluster.recipes import make_data
+from cluster.recipes import is_done, make_data
 from tests.recipes.plan import PLANNED, Entry
 from tests.recipes.table import table
 
@@ -33,7 +33,7 @@ def main() -> None:
 
 def _train(entry: Entry, run: str, seed: int, place: Path) -> None:
     folder = place / "runs" / run
-    if not (folder / "result.json").is_file():
+    if not is_done(folder / "result.json"):
         shutil.rmtree(folder, ignore_errors=True)  # of one that was stopped, the seconds would be wrong
         settings = [f"name={run}", f"seed={seed}", *SPARE, *entry.settings]
         _nearfar(place, "train", entry.recipe, "--local", *(part for one in settings for part in ("--set", one)))

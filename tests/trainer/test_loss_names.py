@@ -164,11 +164,13 @@ def softmax(x: Tensor, group: Tensor, temperature: float, *, others: bool) -> Te
 BATCHES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "siamese-triplet OnlineContrastiveLoss, all pairs": online,
     "margin loss of Wu et al. 2017, all pairs": lambda x, g: wu(unit(x), g),
-    "TensorFlow triplet_semihard_loss": lambda x, g: mined(unit(x), g, semi_hard, 1.0),
+    "TensorFlow triplet_semihard_loss, squared": lambda x, g: mined(unit(x), g, semi_hard, 1.0),
     "FaceNet, text": lambda x, g: mined(unit(x), g, within, 0.2),
     "davidsandberg/facenet, code": lambda x, g: facenet_code(unit(x), g),
-    "TensorFlow triplet_hard_loss": lambda x, g: hinge(hardest(unit(x), g).square().diff(dim=0).neg() + 1).mean(),
-    "TensorFlow triplet_hard_loss(soft=True)": lambda x, g: F.softplus(hardest(unit(x), g).square().diff(dim=0).neg()).mean(),
+    "TensorFlow triplet_hard_loss, squared": lambda x, g: hinge(hardest(unit(x), g).square().diff(dim=0).neg() + 1).mean(),
+    "TensorFlow triplet_hard_loss(soft=True), squared": lambda x, g: F.softplus(
+        hardest(unit(x), g).square().diff(dim=0).neg()
+    ).mean(),
     "Hermans et al. 2017, soft margin": lambda x, g: F.softplus(hardest(x, g).diff(dim=0).neg()).mean(),
     "omoindrot batch_all_triplet_loss": lambda x, g: active(all_hinges(x, g, 1, ordered=True, margin=0.5)),
     "siamese-triplet AllTripletSelector": lambda x, g: all_hinges(x, g, 2, ordered=False, margin=1.0).mean(),

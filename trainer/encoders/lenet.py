@@ -22,8 +22,9 @@ class LeNet(nn.Module):
     """Twice a 5x5 convolution, activation and 2x2 max pooling, then fully connected layers down to `dim` (LeCun et al. 1998).
 
     `widths`: channels of the two convolutions; `hidden`: sizes of the layers before the last. The defaults are the embedding
-    net of siamese-triplet; Caffe's siamese example has widths [20, 50], hidden [500, 10] and relu. `raw`: vectors as they
-    come, compared by euclidean distance; false: unit length. `grey`: one input channel, the luma, instead of RGB.
+    net of siamese-triplet; Caffe's siamese example has widths [20, 50], hidden [500, 10], and one relu: `activate: once`, after
+    the first hidden layer and nowhere else. `raw`: vectors as they come, compared by euclidean distance; false: unit length.
+    `grey`: one input channel, the luma, instead of RGB.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class LeNet(nn.Module):
         widths: Annotated[Sequence[Width], Field(min_length=2, max_length=2)] = (32, 64),
         hidden: Annotated[Sequence[Width], Field(max_length=8)] = (256, 256),
         activation: Literal["prelu", "relu"] = "prelu",
+        activate: Literal["every", "once"] = "every",
         raw: bool = True,
         grey: bool = True,
     ) -> None:
@@ -43,10 +45,11 @@ class LeNet(nn.Module):
         _check(image_size, side, sizes)
         kind = nn.PReLU if activation == "prelu" else nn.ReLU
         first, second = nn.Conv2d(1 if grey else 3, widths[0], 5), nn.Conv2d(widths[0], widths[1], 5)
-        self.body = nn.Sequential(first, kind(), nn.MaxPool2d(2), second, kind(), nn.MaxPool2d(2))
+        inner = kind if activate == "every" else nn.Identity
+        self.body = nn.Sequential(first, inner(), nn.MaxPool2d(2), second, inner(), nn.MaxPool2d(2))
         layers: list[nn.Module] = []
         for i in range(len(hidden)):
-            layers += [nn.Linear(sizes[i], sizes[i + 1]), kind()]
+            layers += [nn.Linear(sizes[i], sizes[i + 1]), kind() if i == 0 else inner()]
         self.head = nn.Sequential(*layers, nn.Linear(sizes[-2], dim))
         self.stages = [["body.0", "body.1"], ["body.3", "body.4"], *([f"head.{2 * i}"] for i in range(len(hidden)))]
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -20,11 +20,14 @@ class Regress(Elementwise):
     `kind: mse`: squared error, averaged over the numbers (torch's MSELoss); `cosine`: 1 - cosine of both; `sigmoid_ce`:
     cross entropy of sigmoid(x) and targets in [0, 1], averaged over the numbers (torch's BCEWithLogitsLoss; Gomez et al.
     2017 regress topic probabilities so). mse and sigmoid_ce take the target as it is and usually want `normalize: false`.
+    `signed`: targets of sigmoid_ce are in [-1, 1], as unit vectors are, and y counts as the probability (1 + y) / 2.
     """
 
-    def __init__(self, kind: Literal["mse", "cosine", "sigmoid_ce"] = "mse") -> None:
+    def __init__(self, kind: Literal["mse", "cosine", "sigmoid_ce"] = "mse", signed: bool = False) -> None:
         super().__init__()
-        self.kind = kind
+        if signed and kind != "sigmoid_ce":
+            raise ValueError(f"loss.signed: belongs to kind sigmoid_ce, not to {kind!r}; leave it out")
+        self.kind, self.signed = kind, signed
 
     def terms(self, x: Tensor, batch: Joined) -> Terms:
         target = needed_target(x, batch, "regress")
@@ -39,6 +42,12 @@ class Regress(Elementwise):
         elif self.kind == "mse":
             terms = (x - target).square().mean(1)
         else:
+            target = (1 + target) / 2 if self.signed else target
+            if target.device.type == "cpu" and bool(((target < 0) | (target > 1)).any()):  # a GPU would have to be waited for
+                raise ValueError(
+                    "regress: targets of sigmoid_ce are probabilities, in [0, 1]; for vectors of numbers in [-1, 1] set "
+                    "loss.signed: true"
+                )
             terms = F.binary_cross_entropy_with_logits(x, target, reduction="none").mean(1)
         return Terms(masked_sum(terms, valid), valid.sum(), {"target_similarity": pair(similarity, valid)})
 
