@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.progress import say
@@ -41,10 +42,15 @@ def commands(name: str) -> list[list[str]]:
 
 def make_data(name: str, folder: Path) -> None:
     """Run those commands in `folder`, but for what is made already. Raises RuntimeError when one of them fails."""
-    folder.mkdir(parents=True, exist_ok=True)
     found = commands(name)
     if not found:
         say(f"{name} is for images of your own: see its first lines")
+    run(found, folder)
+
+
+def run(found: Sequence[list[str]], folder: Path) -> None:
+    """The same for commands of one's own."""
+    folder.mkdir(parents=True, exist_ok=True)
     for command in found:
         product = product_of(command)
         if is_done(folder / product):

@@ -6,12 +6,13 @@ python -m tests.recipes FOLDER [NAME...]     # only these; the table is of all t
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from cluster.recipes import is_done, make_data
+from cluster.recipes import is_done, make_data, run
 from tests.recipes.plan import PLANNED, Entry
 from tests.recipes.table import table
 
@@ -24,18 +25,19 @@ def main() -> None:
     for entry in PLANNED:
         if not names or entry.name in names:
             make_data(entry.recipe, place)
-            for run, seed in entry.runs():
-                _train(entry, run, seed, place)
+            run([shlex.split(command) for command in entry.data], place)
+            for name, seed in entry.runs():
+                _train(entry, name, seed, place)
     text = table(place / "runs")
     (place / "recipes.md").write_text(text, "utf-8")
     print(text)
 
 
-def _train(entry: Entry, run: str, seed: int, place: Path) -> None:
-    folder = place / "runs" / run
+def _train(entry: Entry, name: str, seed: int, place: Path) -> None:
+    folder = place / "runs" / name
     if not is_done(folder / "result.json"):
         shutil.rmtree(folder, ignore_errors=True)  # of one that was stopped, the seconds would be wrong
-        settings = [f"name={run}", f"seed={seed}", *SPARE, *entry.settings]
+        settings = [f"name={name}", f"seed={seed}", *SPARE, *entry.settings]
         _nearfar(place, "train", entry.recipe, "--local", *(part for one in settings for part in ("--set", one)))
     back = folder / "text-to-image.json"
     if entry.text and not back.is_file():

@@ -16,6 +16,7 @@ class Entry:
     settings: tuple[str, ...] = ()
     seeds: int = 1
     text: bool = False  # images search text, and text images
+    data: tuple[str, ...] = ()  # commands that make more data than the recipe's own
 
     def runs(self) -> list[tuple[str, int]]:
         """(name of the run, seed)."""
@@ -41,10 +42,27 @@ TEXT = (
     *("frozen-text-sigmoid-ce", "frozen-text-projection", "max-margin", "clip-style", "siglip-style"),
 )
 OWN_MACHINE = ("finetune-timm", "finetune-transformers")  # for eight GPUs: `nearfar check` is what is run of them
+# As siamese-triplet measures: all ten classes, other images of them.
+TEN = (
+    "pack images/fashion-mnist shards/fashion-ten --eval-fraction 0.2 --split record",
+    "pack shards/fashion-ten/eval shards/fashion-ten-eval --limit 200",
+    "pack shards/fashion-ten/train shards/fashion-ten-triplets --kind triplet --sample random",
+)
+TEN_EVAL = "data.eval=shards/fashion-ten-eval"
 PLANNED = (
     Entry("dimensionality-reduction", "dimensionality-reduction"),
     *(Entry(recipe, recipe, seeds=3 if recipe in HEADLINE else 1) for recipe in FASHION),
     Entry("caffe-siamese", "caffe-siamese-10d", ("encoder.dim=10",)),
+    Entry(
+        "siamese-triplet-3-triplet", "offline-ten-classes", ("data.train=shards/fashion-ten-triplets", TEN_EVAL), 3, data=TEN
+    ),
+    Entry(
+        "siamese-triplet-5-online-triplets",
+        "online-ten-classes",
+        ("data.train=shards/fashion-ten/train", TEN_EVAL),
+        3,
+        data=TEN,
+    ),
     *(Entry(recipe, recipe, seeds=3 if recipe in HEADLINE else 1) for recipe in EMOJI),
     *(Entry(recipe, recipe, seeds=3 if recipe in HEADLINE else 1, text=True) for recipe in TEXT),
 )

@@ -22,7 +22,8 @@ from trainer.encoders.stages import stage_numbers
 from trainer.export import export_encoder, load_exported, parity
 from trainer.portable_model import preprocess
 
-OWN = set(PARTS["encoder"]) - {"timm", "transformers"}
+OWN = set(PARTS["encoder"]) - {"timm", "transformers", "projection"}  # the last takes vectors
+OPTIONS = {"lenet": {"widths": [8, 8], "hidden": [16], "raw": False}}  # of the others: one small stage
 SMALL: dict[str, Any] = {"dim": 8, "widths": [8, 16], "blocks": 1, "grid": 2, "shallow_width": 8}
 
 
@@ -90,7 +91,8 @@ def test_every_weight_learns_and_belongs_to_a_stage_in_order() -> None:
 def test_the_export_is_the_encoder_and_runs_with_onnx(name: str, tmp_path: Path) -> None:
     """Every encoder that comes without another library."""
     torch.manual_seed(0)
-    encoder = build_encoder(Encoder.model_validate({"name": name, "dim": 8, "widths": [8], "blocks": 1}), 48)
+    options = OPTIONS.get(name, {"widths": [8], "blocks": 1})
+    encoder = build_encoder(Encoder.model_validate({"name": name, "dim": 8, **options}), 48)
     done = export_encoder(encoder, tmp_path / "export", image_size=48, resize="crop", card={})
     assert (done.runtime, done.why_torch) == ("onnx", None)
     random, files = np.random.default_rng(0), []
