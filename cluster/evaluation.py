@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cluster.context import RankContext
-from configs.evaluation import FOLDS, Evaluate
+from configs.evaluation import FOLDS, TRIPLETS, Evaluate
 from configs.schema import Data
 from pipelines.batch import Batch
 from pipelines.manifest import Manifest
@@ -63,11 +63,11 @@ class EvaluationSet:
 
     def check(self, names: Sequence[str]) -> None:
         """Raise ValueError when one of `names` is not for such data, or no image has anything to find."""
-        folds = {"folds", *FOLDS} & set(names)
-        if folds and self.queries.kind != "labelled_pair":
-            raise ValueError(
-                f"{min(folds)} is for labelled pairs, but {self.queries.location} holds {self.queries.kind} records"
-            )
+        for family, members, kind in (("folds", FOLDS, "labelled_pair"), ("triplets", TRIPLETS, "triplet")):
+            named = {family, *members} & set(names)
+            if named and self.queries.kind != kind:
+                what = kind.replace("_", " ")
+                raise ValueError(f"{min(named)} is for {what}s, but {self.queries.location} holds {self.queries.kind} records")
         for manifest in (self.queries, self.gallery) if self.sides != "all" else ():
             if manifest is not None and manifest.kind == "labelled":
                 raise ValueError(

@@ -16,10 +16,11 @@ VERIFICATION = (
     *("threshold_accuracy", "threshold_f1", "threshold_far_1e-3"),
 )
 FOLDS = ("accuracy_10_folds", "accuracy_10_folds_error")
+TRIPLETS = ("triplet_accuracy",)
 SPREAD = ("alignment", "uniformity", "effective_rank")
 CLUSTERING = ("nmi", "ami")
 RANKED = ("precision_at_1", "r_precision", "map_at_r", "mrr")  # besides recall_at_K, for any K
-FAMILIES = {"verification": VERIFICATION, "folds": FOLDS, "spread": SPREAD, "clustering": CLUSTERING}
+FAMILIES = {"verification": VERIFICATION, "folds": FOLDS, "triplets": TRIPLETS, "spread": SPREAD, "clustering": CLUSTERING}
 ON_THE_SPHERE = frozenset({"alignment", "uniformity"})  # of vectors of unit length alone
 SMALLER = frozenset({"eer", "alignment", "uniformity"})  # is better
 NEITHER = frozenset({"threshold_accuracy", "threshold_f1", "threshold_far_1e-3", "accuracy_10_folds_error", "effective_rank"})
@@ -42,7 +43,7 @@ def expand(names: Iterable[str], ks: Iterable[int] = RECALL_AT) -> tuple[str, ..
     retrieval, found = retrieval_names(ks), []
     for name in names:
         if name == "all":
-            found += [*retrieval, *VERIFICATION, *FOLDS, *SPREAD]
+            found += [*retrieval, *VERIFICATION, *FOLDS, *TRIPLETS, *SPREAD]
         elif name == "retrieval":
             found += retrieval
         elif name in FAMILIES:
@@ -55,7 +56,9 @@ def expand(names: Iterable[str], ks: Iterable[int] = RECALL_AT) -> tuple[str, ..
 def require_metric(name: str) -> str:
     """`name`, if it is a metric's. Raises ValueError that lists them."""
     if recall_depth(name) is None and name not in {*RANKED, *(one for family in FAMILIES.values() for one in family)}:
-        every = ", ".join(("recall_at_1 (or any other number)", *RANKED, *VERIFICATION, *FOLDS, *SPREAD, *CLUSTERING))
+        every = ", ".join(
+            ("recall_at_1 (or any other number)", *RANKED, *VERIFICATION, *FOLDS, *TRIPLETS, *SPREAD, *CLUSTERING)
+        )
         families = ", ".join(("all", "retrieval", *FAMILIES))
         raise ValueError(f"{name!r} is no metric; there are {every}; and for several at once: {families}")
     return name

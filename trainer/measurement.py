@@ -21,6 +21,7 @@ from trainer.protocol import Protocol
 from trainer.retrieval import per_query
 from trainer.sides import sides
 from trainer.spread import alignment, effective_rank, uniformity
+from trainer.triplets import triplet_accuracy
 from trainer.verification import in_folds, verification
 
 logger = logging.getLogger(__name__)
@@ -135,6 +136,8 @@ def _others(found: Embedded, protocol: Protocol, names: Sequence[str]) -> tuple[
     values, numbers = _of_pairs(found, protocol, wanted)
     if "effective_rank" in wanted:
         values["effective_rank"] = effective_rank(found.vectors)
+    if "triplet_accuracy" in wanted and (share := triplet_accuracy(found)) is not None:
+        values["triplet_accuracy"] = share
     clusters = [name for name in CLUSTERING if name in wanted]
     return values | (clustering(found.vectors, found.group, clusters) if clusters else {}), numbers
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cluster.recipes import is_done, make_data, run
 from tests.recipes.plan import PLANNED, Entry
-from tests.recipes.table import table
+from tests.recipes.table import ALSO, table
 
 SPARE = ("finish.report=false", "finish.onnx=false", "tracking.enabled=false")  # changes nothing of what is measured
 
@@ -24,8 +24,11 @@ def main() -> None:
     place = Path(folder).absolute()
     for entry in PLANNED:
         if not names or entry.name in names:
-            make_data(entry.recipe, place)
-            run([shlex.split(command) for command in entry.data], place)
+            try:
+                make_data(entry.recipe, place)
+                run([shlex.split(command) for command in entry.data], place)
+            except RuntimeError as error:
+                sys.exit(f"{entry.name}: {error}")
             for name, seed in entry.runs():
                 _train(entry, name, seed, place)
     text = table(place / "runs")
@@ -39,10 +42,10 @@ def _train(entry: Entry, name: str, seed: int, place: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # of one that was stopped, the seconds would be wrong
         settings = [f"name={name}", f"seed={seed}", *SPARE, *entry.settings]
         _nearfar(place, "train", entry.recipe, "--local", *(part for one in settings for part in ("--set", one)))
-    back = folder / "text-to-image.json"
-    if entry.text and not back.is_file():
-        metrics = ("--queries", "positives", "--metrics", "recall_at_1,recall_at_10,mrr", "--bootstrap", "0", "--json")
-        back.write_text(json.dumps(json.loads(_nearfar(place, "evaluate", str(folder), "shards/emoji-text-eval", *metrics))))
+    also = folder / ALSO
+    if entry.also and not also.is_file():
+        answer = _nearfar(place, "evaluate", str(folder), *entry.also, "--bootstrap", "0", "--json")
+        also.write_text(json.dumps(json.loads(answer)["metrics"]))
 
 
 def _nearfar(place: Path, *arguments: str) -> str:

@@ -15,7 +15,7 @@ class Entry:
     name: str
     settings: tuple[str, ...] = ()
     seeds: int = 1
-    text: bool = False  # images search text, and text images
+    also: tuple[str, ...] = ()  # data and options of a second evaluation
     data: tuple[str, ...] = ()  # commands that make more data than the recipe's own
 
     def runs(self) -> list[tuple[str, int]]:
@@ -48,6 +48,8 @@ TEN = (
     "pack shards/fashion-ten/eval shards/fashion-ten-eval --limit 200",
     "pack shards/fashion-ten/train shards/fashion-ten-triplets --kind triplet --sample random",
 )
+TEXT_TO_IMAGE = ("shards/emoji-text-eval", "--queries", "positives", "--metrics", "recall_at_1,recall_at_10,mrr")
+RELEVANCE = ("shards/emoji-relevance-eval", "--metrics", "triplet_accuracy")
 TEN_EVAL = "data.eval=shards/fashion-ten-eval"
 PLANNED = (
     Entry("dimensionality-reduction", "dimensionality-reduction"),
@@ -63,6 +65,7 @@ PLANNED = (
         3,
         data=TEN,
     ),
-    *(Entry(recipe, recipe, seeds=3 if recipe in HEADLINE else 1) for recipe in EMOJI),
-    *(Entry(recipe, recipe, seeds=3 if recipe in HEADLINE else 1, text=True) for recipe in TEXT),
+    *(Entry(recipe, recipe, seeds=3 if recipe in HEADLINE else 1) for recipe in EMOJI if recipe != "deep-ranking"),
+    Entry("deep-ranking", "deep-ranking", also=RELEVANCE),
+    *(Entry(recipe, recipe, seeds=3 if recipe in HEADLINE else 1, also=TEXT_TO_IMAGE) for recipe in TEXT),
 )

@@ -11,8 +11,12 @@ from typing import Any
 from tests.recipes.plan import EMOJI, PLANNED, TEXT, Entry
 
 Row = dict[str, Any]
+ALSO = "also.json"  # in a run's folder: what the second evaluation gave
 HEADS = {
-    "fashion": "Fashion-MNIST, three classes held out, 500 images of each (`dimensionality-reduction`: unseen digits)",
+    "fashion": (
+        "Fashion-MNIST, three classes held out, 500 images of each (`dimensionality-reduction`: unseen digits; `ten-classes`: "
+        "unseen images of all classes)"
+    ),
     "emoji": "Emoji, a quarter of them held out: the same emoji by another hand",
     "text": "Images of unseen emoji to the texts of all unseen emoji, and back",
 }
@@ -35,8 +39,8 @@ def _rows(entries: Sequence[Entry], runs: Path, *, text: bool) -> str:
         {
             "image to text: recall@1": lambda row: row["metrics"]["recall_at_1"],
             "recall@10": lambda row: row["metrics"]["recall_at_10"],
-            "text to image: recall@1": lambda row: row["back"]["recall_at_1"],
-            "recall@10 back": lambda row: row["back"]["recall_at_10"],
+            "text to image: recall@1": lambda row: row["also"]["recall_at_1"],
+            "recall@10 back": lambda row: row["also"]["recall_at_10"],
         }
         if text
         else {
@@ -50,6 +54,8 @@ def _rows(entries: Sequence[Entry], runs: Path, *, text: bool) -> str:
         found = [row for run, _ in entry.runs() if (row := read(runs / run)) is not None]
         if found:
             cells = [_spread([value(row) for row in found]) for value in columns.values()]
+            if not text and found[0]["also"]:
+                cells[-1] += f"; {', '.join(f'{name} {value:.3f}' for name, value in found[0]['also'].items())}"
             lines.append(f"| `{entry.name}` | {' | '.join(cells)} | {max(row['seconds'] for row in found):.0f} |")
     return "\n".join(lines)
 
@@ -68,7 +74,7 @@ def read(run: Path) -> Row | None:
     if result.get("status") != "FINISHED":
         return None
     times = [json.loads(line)["time"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    back = run / "text-to-image.json"
+    also = run / ALSO
     result["seconds"] = times[-1] - times[0]
-    result["back"] = json.loads(back.read_text())["metrics"] if back.is_file() else {}
+    result["also"] = json.loads(also.read_text()) if also.is_file() else {}
     return result
