@@ -24,9 +24,7 @@ class Entry:
         return [(self.name if seed == FIRST_SEED else f"{self.name}-seed{seed}", seed) for seed in seeds]
 
 
-HEADLINE = (
-    *("batch-hard-emoji", "multi-similarity", "sup-con", "proxy-anchor", "clip-style", "siamese-triplet-5-online-triplets"),
-)
+HEADLINE = (*("facenet", "multi-similarity", "sup-con", "proxy-anchor", "clip-style", "siamese-triplet-5-online-triplets"),)
 FASHION = (
     *("caffe-siamese", "caffe-siamese-legacy", "tf-contrastive", "tf-semihard", "batch-all", "batch-hard"),
     *("siamese-triplet-1-softmax", "siamese-triplet-2-siamese", "siamese-triplet-3-triplet", "offline-mined"),
@@ -55,15 +53,9 @@ PLANNED = (
     Entry("dimensionality-reduction", "dimensionality-reduction"),
     *(Entry(recipe, recipe, seeds=3 if recipe in HEADLINE else 1) for recipe in FASHION),
     Entry("caffe-siamese", "caffe-siamese-10d", ("encoder.dim=10",)),
+    Entry("siamese-triplet-3-triplet", "offline-ten-classes", ("data.train=shards/fashion-ten-triplets", TEN_EVAL), data=TEN),
     Entry(
-        "siamese-triplet-3-triplet", "offline-ten-classes", ("data.train=shards/fashion-ten-triplets", TEN_EVAL), 3, data=TEN
-    ),
-    Entry(
-        "siamese-triplet-5-online-triplets",
-        "online-ten-classes",
-        ("data.train=shards/fashion-ten/train", TEN_EVAL),
-        3,
-        data=TEN,
+        "siamese-triplet-5-online-triplets", "online-ten-classes", ("data.train=shards/fashion-ten/train", TEN_EVAL), data=TEN
     ),
     *(Entry(recipe, recipe, seeds=3 if recipe in HEADLINE else 1) for recipe in EMOJI if recipe != "deep-ranking"),
     Entry("deep-ranking", "deep-ranking", also=RELEVANCE),
