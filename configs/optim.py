@@ -22,6 +22,9 @@ class Optim(Section):
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0, description="learning rate of a stage of the encoder relative to that of the next"
     )
+    loss_lr: Annotated[float, Field(gt=0.0, le=1e6)] = Field(
+        1.0, description="learning rate of the loss's own parameters relative to lr; class centres often want 10 to 100"
+    )
     schedule: Literal["cosine", "linear", "constant", "step"] = "cosine"
     milestones: tuple[Annotated[int, Field(ge=1)], ...] = Field((), description="schedule step: steps after which lr falls")
     factor: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.1, description="schedule step: what lr is multiplied with there")

@@ -28,7 +28,7 @@ def build_optimizer(optim: Optim, modules: Iterable[nn.Module]) -> torch.optim.O
     if optim.name == "lars" and any(sharded_parameters(module) for module in others):
         raise ValueError("optim.name: lars needs the norm of whole tensors; set shard: false in the loss, or take adamw or sgd")
     plain = {p for name, p in encoder.named_parameters() if name in getattr(encoder, "undecayed", ())}
-    scale = _rates(encoder, optim.layer_decay)
+    scale = {p: optim.loss_lr for module in others for p in module.parameters()} | _rates(encoder, optim.layer_decay)
     groups = []
     for share in sorted({scale.get(p, 1.0) for p in parameters}, reverse=True):
         own = [p for p in parameters if scale.get(p, 1.0) == share]

@@ -98,6 +98,11 @@ def test_earlier_stages_learn_slower_and_frozen_ones_are_left_out() -> None:
     assert found[id(encoder.token)] == (8.0, 0.0)
     assert found[id(loss.weight)] == (8.0, 0.05)
     assert len(found) == len([p for p in [*encoder.parameters(), *loss.parameters()] if p.requires_grad])
+    faster = build_optimizer(Optim(layer_decay=0.5, loss_lr=100.0), [encoder, loss])
+    set_rate(faster, 8.0)
+    rates = {id(p): group["lr"] for group in faster.param_groups for p in group["params"]}
+    assert rates[id(loss.weight)] == 800.0
+    assert rates[id(encoder.head.weight)] == 4.0
 
 
 @pytest.mark.parametrize(
