@@ -14,7 +14,7 @@ from pipelines.columns import ColumnRecords
 from pipelines.hashing import Int64s
 from pipelines.manifest import Manifest
 from pipelines.records import MEMBERS, Listing
-from pipelines.remote import fetch, is_url
+from pipelines.sources.tars import read_range
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,7 @@ class StoredImage:
 
     def read(self) -> bytes:
         """Raises OSError when it is not what the manifest says; as `fetch` does when a store does not give it."""
-        if is_url(self.location):
-            data = fetch(self.location, self.offset, self.offset + self.size)
-        else:
-            with open(self.location, "rb") as file:
-                file.seek(self.offset)
-                data = file.read(self.size)
+        data = read_range(self.location, self.offset, self.size)
         if zlib.crc32(data) != self.crc32:
             raise OSError(f"{self.location} differs from its manifest at byte {self.offset}; see `nearfar verify`")
         return data

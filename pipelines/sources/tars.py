@@ -33,16 +33,21 @@ class TarImage:
         return f"{Path(self.tar).name}/{self.member}"
 
     def read(self) -> bytes:
-        """Raises OSError when it is not all there; as `fetch` does when a store does not give it."""
-        if is_url(self.tar):
-            data = fetch(self.tar, self.offset, self.offset + self.size)
-        else:
-            with open(self.tar, "rb") as file:
-                file.seek(self.offset)
-                data = file.read(self.size)
-        if len(data) != self.size:
-            raise OSError(f"{self.tar} ends early: {len(data)} of {self.size} bytes")
-        return data
+        """Raises as `read_range` does."""
+        return read_range(self.tar, self.offset, self.size)
+
+
+def read_range(tar: str, offset: int, size: int) -> bytes:
+    """Some bytes of a tar. Raises OSError when they are not all there; as `fetch` does when a store does not give them."""
+    if is_url(tar):
+        data = fetch(tar, offset, offset + size)
+    else:
+        with open(tar, "rb") as file:
+            file.seek(offset)
+            data = file.read(size)
+    if len(data) != size:
+        raise OSError(f"{tar} ends early: {len(data)} of {size} bytes")
+    return data
 
 
 def list_tars(source: str | Path, kind: str) -> Listing:

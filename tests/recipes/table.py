@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.recipes import is_done
 from tests.recipes.plan import EMOJI, PLANNED, TEXT, Entry
 
 Row = dict[str, Any]
@@ -68,11 +69,9 @@ def _spread(values: Sequence[float]) -> str:
 
 def read(run: Path) -> Row | None:
     """What a run's folder tells: metrics before and after, and the seconds from the first step to the last evaluation."""
-    if not (run / "result.json").is_file():
+    if not is_done(run / "result.json"):
         return None
     result: Row = json.loads((run / "result.json").read_text())
-    if result.get("status") != "FINISHED":
-        return None
     times = [json.loads(line)["time"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     also = run / ALSO
     result["seconds"] = times[-1] - times[0]
