@@ -124,7 +124,7 @@ class _Watched(RowLoss):
 
     def _pick(self, rows: Rows, distance: Distance) -> tuple[Tensor, Tensor, Tensor]:
         if self._triplet is not None:
-            positives, negatives, exists = self._triplet._mine(rows)
+            positives, negatives, exists = self._triplet.mine(rows)
             if not self._triplet.ordered:
                 exists = exists & mining.counted_here(rows, positives)
             return positives, negatives, exists

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -77,10 +79,8 @@ def draw(listing: Listing, kind: str, sample: Sample, seed: int) -> Listing:
         few = Classes(entity_numbers(_Some(listing.records, kept))).few(sample.limit, seed)
         kept, rows = kept[few], rows[few] if len(rows) else rows
 
-    def made(records: Records) -> ColumnRecords:
-        return _Drawing(_Some(records, kept), given, rows, sample, seed).records(kind)
-
-    drawn, stage = made(listing.records), listing.stage
+    drawing, stage = _Drawing(_Some(listing.records, kept), given, rows, sample, seed), listing.stage
+    drawn = drawing.records(kind)
     if not len(drawn):
         raise ValueError("no class has two images, so nothing can be drawn")
     return replace(
@@ -90,7 +90,7 @@ def draw(listing: Listing, kind: str, sample: Sample, seed: int) -> Listing:
         rejected=(*listing.rejected, *rejected),
         sizes=None,
         stamp=f"{listing.stamp} {sample} {seed} {given.stamp if given else ''}",
-        stage=None if stage is None else lambda folder: made(stage(folder)),
+        stage=None if stage is None else lambda folder: drawing.over(_Some(stage(folder), kept)).records(kind),
     )
 
 
@@ -127,6 +127,29 @@ class _Drawing:
         self._base, self._given, self._rows, self._sample, self._seed = base, given, rows, sample, seed
         self._names, self._codes = entity_names(base), entity_numbers(base)
 
+    def over(self, base: Records) -> _Drawing:
+        """The same draws over the same images at another place."""
+        moved = copy.copy(self)
+        moved._base = base
+        return moved
+
+    @cached_property
+    def _neighbours(self) -> tuple[Int64s, NDArray[np.int8]]:
+        of_images = thumbnails(self._base) if self._given is None else self._given.vectors[self._rows]
+        return neighbour_pairs(of_images, self._sample.per_image, self._seed)
+
+    @cached_property
+    def _by_relevance(self) -> Int64s:
+        """Deep Ranking's triplets: relevance is the cosine of the vectors within a category, which is the label by default."""
+        assert self._given is not None
+        category = self._codes
+        if self._given.categories is not None:
+            of_image = [self._given.categories[row] for row in self._rows.tolist()]
+            number = {name: index for index, name in enumerate(sorted(set(of_image)))}
+            category = np.asarray([number[name] for name in of_image], np.int64)
+        count = self._sample.per_image * len(self._base)
+        return relevance_triplets(self._given.vectors[self._rows], category, count, seed=self._seed)
+
     def records(self, kind: str) -> ColumnRecords:
         if kind == "labelled":
             everything = np.arange(len(self._base))
@@ -136,10 +159,9 @@ class _Drawing:
             return self._beside_vectors(kind)
         match: NDArray[np.int8] | None = None
         if self._sample.strategy == "relevance":
-            rows = self._by_relevance()
+            rows = self._by_relevance
         elif self._sample.strategy == "neighbours":
-            of_images = thumbnails(self._base) if self._given is None else self._given.vectors[self._rows]
-            rows, match = neighbour_pairs(of_images, self._sample.per_image, self._seed)
+            rows, match = self._neighbours
         elif kind == "labelled_pair":
             rows, match = labelled_pairs(self._codes, self._sample.per_image, self._seed)
         else:
@@ -175,17 +197,6 @@ class _Drawing:
         right = np.stack([own[codes], own[other]], 1).reshape(-1)
         columns = [self._images(left), self._vectors(right)]
         return ColumnRecords(len(left), columns, entities=self._labels(left), match=match)
-
-    def _by_relevance(self) -> Int64s:
-        """Deep Ranking's triplets: relevance is the cosine of the vectors within a category, which is the label by default."""
-        assert self._given is not None
-        category = self._codes
-        if self._given.categories is not None:
-            of_image = [self._given.categories[row] for row in self._rows.tolist()]
-            number = {name: index for index, name in enumerate(sorted(set(of_image)))}
-            category = np.asarray([number[name] for name in of_image], np.int64)
-        count = self._sample.per_image * len(self._base)
-        return relevance_triplets(self._given.vectors[self._rows], category, count, seed=self._seed)
 
     def _images(self, rows: Int64s) -> ImageColumn:
         return lambda index: self._base[int(rows[index])].images[0]

@@ -90,7 +90,7 @@ class Triplet(RowLoss):
         hardness = shares_of_all(rows, self.distance, self.margin) if rows.with_stats else {}
         if self.miner == "all":
             return self._all(rows, hardness)
-        positives, negatives, exists = self._mine(rows)
+        positives, negatives, exists = self.mine(rows)
         if not self.ordered:
             exists = exists & mining.counted_here(rows, positives)
         d_ap, d_an = rows.distance_at(positives, self.distance), rows.distance_at(negatives, self.distance)
@@ -104,7 +104,7 @@ class Triplet(RowLoss):
         return Terms(terms.sum(), count, {"active_fraction": fraction(active, exists), **hardness})
 
     @torch.no_grad()
-    def _mine(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    def mine(self, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
         """Columns of positives and negatives and whether there is a triplet, [q, k] each."""
         kind, positives = self.distance, rows.positives
         if self.miner == "batch_hard":
