@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -228,3 +230,19 @@ def test_texts_that_share_words_have_near_vectors(tmp_path: Path) -> None:
         write_vectors(str(tmp_path / "v.parquet"), read, found)
     with pytest.raises(ValueError, match="give at most 5"):
         lsa(texts, 6)
+
+
+@pytest.mark.parametrize("strategy", ["random", "neighbours"])
+def test_images_in_a_parquet_table_give_the_pairs_of_the_same_images_in_a_folder(
+    labelled: Path, tmp_path: Path, strategy: str
+) -> None:
+    files = sorted((tmp_path / "images").rglob("*.png"))
+    columns = {"image": [file.read_bytes() for file in files], "label": [file.parent.name for file in files]}
+    pyarrow.parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+    sample = Sample(strategy, per_image=2)
+    tables = []
+    for number, source in enumerate((tmp_path / "images", tmp_path / "t.parquet")):
+        pack(source, tmp_path / f"out{number}", kind="labelled_pair", sample=sample)
+        tables.append(Manifest.open(tmp_path / f"out{number}").table(0))
+    assert np.array_equal(tables[0].uid, tables[1].uid)
+    assert np.array_equal(tables[0].match, tables[1].match)
