@@ -36,22 +36,18 @@ def ray_map(address: str | None, workers: int | None = None) -> Iterator[tuple[M
 
 
 def _map(tasks: int, function: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
+    # Nothing is cancelled at an exception: `ray.cancel` of a task that is just ending aborts the driver (Ray 2.60). What
+    # was begun ends with the driver's connection, or by itself.
     import ray
 
     task = ray.remote(num_cpus=1)(function)
     pending: deque[Any] = deque()
-    try:
-        for item in items:
-            pending.append(task.remote(item))
-            if len(pending) >= 2 * tasks:
-                yield _result(pending[0])
-                pending.popleft()
-        while pending:
-            yield _result(pending[0])
-            pending.popleft()
-    finally:
-        for reference in pending:  # none is left unless an exception ends this
-            ray.cancel(reference, force=True)
+    for item in items:
+        pending.append(task.remote(item))
+        if len(pending) >= 2 * tasks:
+            yield _result(pending.popleft())
+    while pending:
+        yield _result(pending.popleft())
 
 
 def _result(reference: Any) -> Any:

@@ -22,7 +22,8 @@ R = TypeVar("R")
 class Map(Protocol):
     """Applies a function that can be pickled to every item, somewhere; results in the order of the items.
 
-    Items are taken as they are needed. An exception surfaces where its result would; closing the iterator ends what runs.
+    Items are taken as they are needed. An exception surfaces where its result would. Closing the iterator ends what runs, or
+    leaves that to the end of the map's owner.
     """
 
     def __call__(self, function: Callable[[T], R], items: Iterable[T], /) -> Generator[R, None, None]: ...
