@@ -81,7 +81,7 @@ def failed(driver: subprocess.Popen[str]) -> list[str]:
     _, err = driver.communicate(timeout=PATIENCE_S)
     assert driver.returncode == 1, err
     assert "Traceback" not in err
-    told = [line for line in err.splitlines() if not line.startswith(("full: ", "training: ", "step "))]
+    told = [line for line in err.splitlines() if not line.startswith(("full: ", "nodes: ", "training: ", "step "))]
     assert told[-1].startswith("nearfar: run 'full' stopped: cannot write "), err
     assert f": {NO_SPACE}; free some space" in told[-1]
     return told
