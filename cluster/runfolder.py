@@ -191,8 +191,9 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         return
     with path.open("rb") as file:
         for line in file:
-            if line.endswith(b"\n"):
-                yield json.loads(line)
+            if not line.endswith(b"\n"):
+                return  # its writer may be at it: read on, the rest would look like a line of its own
+            yield json.loads(line)
 
 
 def write_atomically(path: Path, text: str) -> None:

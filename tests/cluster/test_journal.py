@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -88,3 +90,22 @@ def test_what_was_logged_before_an_error_is_written(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         fail_after_a_row()
     assert [row["step"] for row in read_lines(tmp_path / "metrics.jsonl")] == [1]
+
+
+def test_a_line_that_is_written_while_it_is_read_is_left_for_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "metrics.jsonl").touch()
+    pieces = [b'{"step": 0}\n{"st', b"", b'ep": 1}\n']  # the end of the file moves after it was met
+
+    class Growing(io.RawIOBase):
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, room: Any) -> int:
+            piece = pieces.pop(0) if pieces else b""
+            room[: len(piece)] = piece
+            return len(piece)
+
+    monkeypatch.setattr(Path, "open", lambda *_: io.BufferedReader(Growing()))
+    assert list(read_lines(tmp_path / "metrics.jsonl")) == [{"step": 0}]

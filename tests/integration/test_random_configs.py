@@ -99,10 +99,10 @@ def train(nearfar: Nearfar, case: Case, file: Path, place: Path) -> None:
     shutil.rmtree(place / "runs", ignore_errors=True)
     settings = [word for setting in QUICK for word in ("--set", setting)]
     answer = nearfar("train", file, "--local", *settings)
-    if answer.code == 2:
+    assert answer.code in (0, 1, 2), answer
+    if answer.code:  # 1: it is the data that training cannot go on with
         last = answer.err[answer.err.rindex("nearfar: ") :]  # after what was told on the way
         assert_clear(Answer(2, answer.out, last), Case(case.text, (*case.words, "optim.milestones")))
-    assert answer.code in (0, 2), answer
 
 
 @pytest.mark.parametrize(("make", "seed"), named(BAD[::SAMPLE] + CHANGED[::SAMPLE]))
