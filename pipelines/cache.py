@@ -96,13 +96,13 @@ class NodeCache:
             temporary.unlink(missing_ok=True)
 
     def _sweep_now_and_then(self, newest: Path, budget: int) -> None:
-        with self._lock:
+        with self._lock:  # a thread that has written meanwhile sweeps after this one
             self._unswept += newest.stat().st_size if newest.exists() else 0
             if self._unswept < budget // SWEEPS:
                 return
-            self._unswept = 0
-        with contextlib.suppress(BlockingIOError), _locked(self.folder / "sweep.lock", 0.0, keep=True):
-            self._sweep(budget)
+            with contextlib.suppress(BlockingIOError), _locked(self.folder / "sweep.lock", 0.0, keep=True):
+                self._sweep(budget)
+                self._unswept = 0  # not where another process is at it: the next file tries again
 
     def _sweep(self, budget: int) -> None:
         files = [entry for entry in self._entries("blocks") if not _leftover(entry)]
