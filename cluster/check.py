@@ -151,10 +151,9 @@ def _check_schedule(config: RunConfig, steps: int) -> None:
 def _check_eval(config: RunConfig, train: Manifest) -> int:
     if config.data.eval is None:
         return 0
-    try:
-        manifest = Manifest.open(config.data.eval, cache=config.data.cache)
-    except (ValueError, OSError, RuntimeError) as error:
-        raise ValueError(f"data.eval: {error}") from error
+    manifest = _opened("data.eval", config.data.eval, config.data.cache)
+    if config.evaluate.gallery is not None:
+        _opened("evaluate.gallery", config.evaluate.gallery, config.data.cache)
     if config.evaluate.gallery is None and manifest.kind == "labelled" and int(manifest.classes.counts.max()) < 2:
         raise ValueError(f"data.eval: no class in {config.data.eval} has two images, so nothing can be found; add images")
     early = config.train.early_stop
@@ -164,6 +163,13 @@ def _check_eval(config: RunConfig, train: Manifest) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         raise ValueError(f"evaluate: {error}") from error
     return manifest.num_samples
+
+
+def _opened(setting: str, path: str, cache: str | None) -> Manifest:
+    try:
+        return Manifest.open(path, cache=cache)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise ValueError(f"{setting}: {error}") from error
 
 
 def _check_eval_vectors(config: RunConfig, dim: int) -> None:

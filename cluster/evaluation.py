@@ -47,10 +47,7 @@ class EvaluationSet:
     def open(cls, shards: str, how: Evaluate, *, cache: str | None = None) -> EvaluationSet:
         """Raises ValueError where one of the data sets is not there, or a key does not match `across`."""
         queries = Manifest.open(shards, cache=cache)
-        try:
-            gallery = None if how.gallery is None else Manifest.open(how.gallery, cache=cache)
-        except (ValueError, OSError, RuntimeError) as error:
-            raise ValueError(f"gallery: {error}") from error
+        gallery = None if how.gallery is None else Manifest.open(how.gallery, cache=cache)
         if how.across is None:
             return cls(queries, gallery, sides=how.queries)
         catches = [_catches(manifest, how.across) for manifest in (queries, gallery or queries)]

@@ -119,7 +119,7 @@ def test_a_config_is_refused_before_anything_is_trained(nearfar: Nearfar, config
     for setting, words in {
         "evaluate.metrics=[recall]": ("evaluate.metrics", "recall_at_1"),
         "evaluate.metrics=[accuracy_10_folds]": ("evaluate: accuracy_10_folds is for labelled pairs",),
-        "evaluate.gallery=nowhere": ("evaluate: gallery: ", "nowhere"),
+        "evaluate.gallery=nowhere": ("evaluate.gallery: ", "nowhere"),
         "evaluate.across=(x)(y)": ("evaluate.across", "2 groups"),
         r"evaluate.across=(^\d)": ("evaluate", "nothing can be found"),
         "tracking.promote.metric=threshold_f1": ("tracking.promote.metric", "neither"),
